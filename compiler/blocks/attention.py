@@ -1,0 +1,124 @@
+"""Attention: multi-head, grouped and multi-query; causal, windowed, bidirectional, cross to a named context."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from compiler.errors import Problem, SpecError
+from compiler.graph.ir import Value
+from compiler.language.block import Block, block
+from compiler.language.env import Env
+from compiler.language.fields import Args, Count, Dim, Flag, Number, OptionalCount, OptionalNumber, Word
+
+
+class Rope(Args):
+    """Rotary positions: ``fraction`` of the channels; ``pairs`` half-split or interleaved (arXiv:2104.09864)."""
+
+    theta: Number = 10_000.0
+    fraction: Number = 1.0
+    pairs: Annotated[Literal["half", "interleaved"], Word] = "half"
+
+
+class Position(Args):
+    """How attention knows positions."""
+
+    rope: Rope | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, raw: Any) -> Any:
+        if isinstance(raw, str):
+            if raw == "rope":
+                return {"rope": {}}
+            raise PydanticCustomError("unknown-word", "no position encoding is called {found}", {
+                "found": raw, "allowed": ["rope"]})  # fmt: skip
+        return raw
+
+
+class Biases(Args):
+    """Which projections have biases."""
+
+    query: Flag = False
+    key: Flag = False
+    value: Flag = False
+    out: Flag = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all(cls, raw: Any) -> Any:
+        return dict.fromkeys(("query", "key", "value", "out"), raw) if isinstance(raw, (bool, str)) else raw
+
+
+class QKNorm(Args):
+    """RMS norm of queries and keys along head_dim before positions (arXiv:2302.05442)."""
+
+    eps: Number = 1e-6
+    offset: Number = 0.0
+    scale: Flag = True
+
+
+@block
+class Attention(Block):
+    """softmax(mask(scale * q k)) v. ``window`` keys including the query's own; ``softcap`` on the scores;
+    `from: {context: name}` takes keys and values from another value (cross-attention, not causal)."""
+
+    kind: ClassVar[str] = "attention"
+    ports: ClassVar[tuple[str, ...]] = ("context",)
+    heads: Annotated[Count, Dim("heads")]
+    kv_heads: Annotated[Count, Dim("kv_heads")]
+    head_dim: Annotated[Count, Dim("head_dim")]
+    causal: Flag = True
+    window: OptionalCount = None
+    position: Position | None = None
+    scale: OptionalNumber = None  # default: head_dim ** -0.5
+    softcap: OptionalNumber = None
+    bias: Biases = Biases()
+    qk_norm: QKNorm | None = None
+    over: Annotated[str, Word] = "seq"  # the axis attended along
+
+    def build(self, env: Env, x: Value, **ports: Value) -> Value:
+        b, context = env.b, ports.get("context")
+        if self.heads % self.kv_heads:
+            raise SpecError(Problem(
+                "indivisible", f"{env.b.path}: {self.heads} heads do not divide into {self.kv_heads} kv_heads", b.position,
+                tuple(str(k) for k in range(1, self.heads + 1) if self.heads % k == 0)))  # fmt: skip
+        source = x if context is None else context
+        keys = self.over if context is None else _key_axis(source, b)
+        q = env.linear(x, "query", [("heads", self.heads), ("head_dim", self.head_dim)], bias=self.bias.query)
+        kv = [("kv_heads", self.kv_heads), ("head_dim", self.head_dim)]
+        k = env.linear(source, "key", kv, bias=self.bias.key)
+        v = env.linear(source, "value", kv, bias=self.bias.value)
+        if self.qk_norm is not None:
+            q, k = _qk_norm(env, q, "query_norm", self.qk_norm), _qk_norm(env, k, "key_norm", self.qk_norm)
+        if self.position is not None and self.position.rope is not None:
+            r = self.position.rope
+            q = b.rotate(q, b.positions(x, self.over), theta=r.theta, fraction=r.fraction, pairs=r.pairs)
+            k = b.rotate(k, b.positions(source, keys), theta=r.theta, fraction=r.fraction, pairs=r.pairs)
+        causal = self.causal and context is None
+        h = b.attend(
+            q, k, v, causal=causal, window=self.window, scale=self.scale, softcap=self.softcap,
+            queries=self.over, keys=keys, lengths=None if causal else env.lengths(keys),
+        )  # fmt: skip
+        return env.linear(
+            h, "out", [(x.axes[-1], x.type.sizes[-1])], over=("heads", "head_dim"), bias=self.bias.out
+        )
+
+
+def _key_axis(context: Value, b: Any) -> str:
+    axes = [a for a in context.axes[:-1] if a != "batch"]
+    if len(axes) != 1:
+        raise SpecError(Problem("axis-mismatch", f"a context is [batch, one axis, width], found [{' '.join(context.axes)}]",
+                                b.position))  # fmt: skip
+    return axes[0]
+
+
+def _qk_norm(env: Env, x: Value, name: str, options: QKNorm) -> Value:
+    b = env.b
+    y = b.norm(x, "rms", "head_dim", options.eps)
+    if options.scale:
+        weight = b.cast(env.weight(name, [("head_dim", x.type.size("head_dim"))], init="ones"), "float32")
+        y = b.mul(y, b.add(weight, options.offset) if options.offset else weight)
+    return env.compute(y)

@@ -1,0 +1,42 @@
+"""Logits over the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from compiler.errors import Problem, SpecError, nearest
+from compiler.graph.ir import Value
+from compiler.language.block import Block, block
+from compiler.language.env import Env
+from compiler.language.fields import Count, Dim, Flag, OptionalNumber, Word
+
+
+@block
+class Unembed(Block):
+    """[batch seq embed] -> float32 logits [batch seq vocab]; ``tied`` names the embed node whose table serves;
+    ``softcap``: cap * tanh(logits / cap)."""
+
+    kind: ClassVar[str] = "unembed"
+    vocab: Annotated[Count, Dim("vocab")]
+    tied: Annotated[str | None, Word] = None
+    softcap: OptionalNumber = None
+    scale: OptionalNumber = None
+    bias: Flag = False
+
+    def build(self, env: Env, x: Value, **ports: Value) -> Value:
+        b = env.b
+        if self.tied is None:
+            y = env.linear(x, "out", [("vocab", self.vocab)], bias=self.bias, dtype="float32")
+        else:
+            label = f"{self.tied}.table"
+            if label not in env.weights.leaves:
+                tables = [k.removesuffix(".table") for k in env.weights.leaves if k.endswith(".table")]
+                problem = Problem("unknown-name", f"unembed.tied: no embed node is called {self.tied}", b.position,
+                                  tuple(tables), nearest(self.tied, tables))  # fmt: skip
+                raise SpecError(problem)
+            y = b.dot(env.compute(x), env.compute(env.weights.leaves[label]), (x.axes[-1],), "float32")
+            if self.bias:
+                y = b.add(y, b.cast(env.weight("out_bias", [("vocab", self.vocab)], init="zeros"), "float32"))
+        if self.scale is not None:
+            y = b.scale(y, self.scale)
+        return b.softcap(y, self.softcap) if self.softcap else y

@@ -1,0 +1,116 @@
+"""Errors for people: every problem carries a code, a place, what was found, what is allowed and the nearest name.
+
+Nothing here depends on another module of the project, so every floor can raise these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A place in a text file; lines and columns count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with an input."""
+
+    code: str  # stable, kebab-case: "unknown-key", "duplicate-key", ...
+    message: str  # what was found, in one sentence without a full stop
+    position: Position | None = None
+    allowed: tuple[str, ...] = ()
+    suggestion: str | None = None  # the nearest valid name, or a short mend
+
+    def __str__(self) -> str:
+        where = f"{self.position}: " if self.position else ""
+        text = f"{where}{self.message} [{self.code}]"
+        if self.suggestion:
+            text += f"\n    did you mean: {self.suggestion}"
+        if self.allowed:
+            shown = ", ".join(self.allowed[:24]) + (", …" if len(self.allowed) > 24 else "")
+            text += f"\n    allowed: {shown}"
+        return text
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "code": self.code,
+            "message": self.message,
+            "file": self.position.file if self.position else None,
+            "line": self.position.line if self.position else None,
+            "column": self.position.column if self.position else None,
+            "allowed": list(self.allowed),
+            "suggestion": self.suggestion,
+        }
+
+
+class BlockgraphError(Exception):
+    """Base of everything that a user can cause; the CLI prints its problems and exits with ``exit_code``."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem] | Problem | str, code: str = "error") -> None:
+        if isinstance(problems, str):
+            problems = Problem(code, problems)
+        if isinstance(problems, Problem):
+            problems = [problems]
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+class SpecError(BlockgraphError):
+    """A spec that does not say a legal model."""
+
+
+class PhaseError(BlockgraphError):
+    """A legal model that cannot run the phase asked for (a block that looks ahead has no decode)."""
+
+
+class WeightsError(BlockgraphError):
+    """A weights file that does not fit the model."""
+
+
+class TargetError(BlockgraphError):
+    """A target that does not exist, cannot be compiled for here, or refused the program."""
+
+
+@dataclass
+class Problems:
+    """Collects problems so that a file's faults are all told in one run."""
+
+    items: list[Problem] = field(default_factory=list)
+    limit: int = 100
+
+    def add(
+        self,
+        code: str,
+        message: str,
+        position: Position | None = None,
+        *,
+        allowed: Iterable[str] = (),
+        suggestion: str | None = None,
+    ) -> None:
+        problem = Problem(code, message, position, tuple(allowed), suggestion)
+        if problem not in self.items and len(self.items) < self.limit:
+            self.items.append(problem)
+
+    def raise_if_any(self, kind: type[BlockgraphError] = SpecError) -> None:
+        if self.items:
+            none = Position("", 0, 0)
+            raise kind(sorted(self.items, key=lambda p: p.position or none))
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The valid name closest to ``name``, or None when nothing is close."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return found[0] if found else None

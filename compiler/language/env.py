@@ -1,0 +1,143 @@
+"""What a block's program builds with: the builder, the scope's dims, weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from compiler.errors import Problem, SpecError
+from compiler.graph.builder import Builder
+from compiler.graph.ir import Value
+from compiler.graph.region import Region
+from compiler.graph.sizes import Size, SizeLike
+from compiler.graph.types import TensorType
+from compiler.language.scope import Scope
+from compiler.ops.leaves import Constant, Input, Layers, Parameter
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Dtypes of a model; norms, softmax, recurrent state and logits are float32 whatever these say."""
+
+    params: str = "bfloat16"
+    compute: str = "bfloat16"
+    residual: str = "bfloat16"
+
+
+@dataclass
+class Weights:
+    """All parameters of a model, by unique label."""
+
+    leaves: dict[str, Value] = field(default_factory=dict)
+    ops: dict[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Env:
+    b: Builder
+    scope: Scope
+    policy: Policy
+    weights: Weights
+    inputs: Mapping[str, Value]
+    frozen: bool = False
+    init: str | None = None
+    dtype: str | None = None
+    share: str | None = None  # path whose parameters are used instead of own ones
+    layers: tuple[Layers, ...] = ()  # of the repeats around, outermost first
+    inline_layer: int | None = None
+
+    @property
+    def dims(self) -> Mapping[str, int]:
+        return self.scope.dims
+
+    def but(self, **changes: Any) -> Env:
+        return replace(self, **changes)
+
+    # -- leaves
+    def weight(
+        self,
+        name: str,
+        axes: Sequence[tuple[str, SizeLike]],
+        *,
+        to: Sequence[tuple[str, SizeLike]] | None = None,
+        init: str = "fan_in",
+        dtype: str | None = None,
+    ) -> Value:
+        """A parameter. With ``to`` it is a linear map from ``axes`` to ``to``; without, a plain tensor."""
+        path = ".".join(p for p in (self.share or self.b.path, name) if p)
+        full = TensorType.make([*axes, *(to or ())], dtype or self.dtype or self.policy.params)
+        own = () if self.inline_layer is None else (Layers(self.inline_layer, 1, 1),)
+        stack = (*self.layers, *own)
+        label = path + "".join(f"[{s}]" if s.count > 1 else f"[{s.start}]" for s in stack)
+        op = Parameter(
+            path, label, len(axes) if to is not None else None, self.init or init, not self.frozen, stack
+        )
+        known = self.weights.ops.get(label)
+        if known is not None and not self.share:
+            raise SpecError(
+                Problem(
+                    "duplicate-name",
+                    f"two weights would be called {label}: give one node a name",
+                    self.b.position,
+                )
+            )
+        return self._stacked(self.b, label, op, full)
+
+    def _stacked(self, b: Builder, label: str, op: Parameter, t: TensorType) -> Value:
+        if isinstance(b, Region):
+            above = TensorType((b.axis, *t.axes), (Size.of(b.trips), *t.sizes), t.dtype)
+            assert b.parent is not None
+            return b.stacked(self._stacked(b.parent, label, op, above))
+        if label not in self.weights.leaves:
+            self.weights.leaves[label] = b.append(op, (), (t,))[0]
+            self.weights.ops[label] = op
+        elif self.weights.leaves[label].type != t:
+            raise SpecError(
+                Problem("axis-mismatch", f"{label} is shared with another shape: {t}", b.position)
+            )
+        return self.weights.leaves[label]
+
+    def number(self, value: float | tuple[float, ...], dtype: str) -> Value:
+        """A constant: one number, or one a layer of the repeat around."""
+        if not isinstance(value, tuple):
+            return self.b.constant(float(value), dtype)
+        region = self.b
+        assert isinstance(region, Region) and region.parent is not None
+        root = region.parent
+        t = TensorType((region.axis,), (Size.of(region.trips),), dtype)
+        return region.stacked(root.append(Constant(value), (), (t,))[0])
+
+    def lengths(self, axis: str) -> Value | None:
+        """Valid entries of each row along a variable axis [batch], or None where the axis has a fixed size."""
+        return self.inputs.get(f"{axis}_lengths")
+
+    # -- common steps
+    def compute(self, x: Value) -> Value:
+        return self.b.cast(x, self.policy.compute)
+
+    def linear(
+        self,
+        x: Value,
+        name: str,
+        to: Sequence[tuple[str, SizeLike]],
+        *,
+        over: Sequence[str] = (),
+        bias: bool = False,
+        dtype: str | None = None,
+    ) -> Value:
+        """x times a weight [over, to], plus a bias [to]; ``over`` defaults to the last axis of x."""
+        over = tuple(over) or (x.axes[-1],)
+        taken = {*over, *(a for a in x.axes if a not in over)}
+        fresh = [(f"{a}_out" if a in taken else a, s) for a, s in to]
+        w = self.weight(name, [(a, x.type.size(a)) for a in over], to=fresh)
+        y = self.b.dot(self.compute(x), self.compute(w), over, dtype or self.policy.compute)
+        if bias:
+            vector = self.weight("bias" if name == "weight" else f"{name}_bias", fresh, init="zeros")
+            y = self.b.add(y, self.b.cast(vector, y.type.dtype))
+        renamed = {f: a for (f, _), (a, _) in zip(fresh, to, strict=True) if f != a}
+        return self.b.rename(y, **renamed) if renamed else y
+
+
+def input_leaf(b: Builder, label: str, t: TensorType) -> Value:
+    return b.append(Input(label), (), (t,))[0]

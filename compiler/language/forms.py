@@ -1,0 +1,222 @@
+"""Forms: what joins nodes rather than computes. Each takes the node, the chain's value and the frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import nearest
+from compiler.graph.ir import Value
+from compiler.graph.region import Region
+from compiler.language.elaborate import chain, node
+from compiler.language.frame import Frame
+from compiler.language.nodes import NodeSpec
+from compiler.language.scope import Fault, Unroll
+from compiler.ops.leaves import Layers
+from compiler.source.yaml import YList, YMap
+
+Form = Callable[[NodeSpec, Value | None, Frame], Value | None]
+FORMS: dict[str, Form] = {}
+MAX_LAYERS = 10_000
+
+
+def form(name: str) -> Callable[[Form], Form]:
+    def register(fn: Form) -> Form:
+        FORMS[name] = fn
+        return fn
+
+    return register
+
+
+def _branches(spec: NodeSpec, what: str) -> YList:
+    if not isinstance(spec.args, YList) or not spec.args:
+        raise Fault("wrong-type", f"{spec.kind} takes a list of {what}")
+    return spec.args
+
+
+@form("identity")
+def identity(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
+    """The value unchanged (a branch of a sum or product)."""
+    return x
+
+
+@form("residual")
+def residual(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
+    """x + chain(x)."""
+    y = chain(_branches(spec, "nodes"), spec.position, x, frame)
+    if x is None or y is None:
+        return None
+    b = frame.env.b
+    if sorted(x.axes) != sorted(y.axes):
+        raise Fault(
+            "axis-mismatch",
+            f"a residual adds [{' '.join(x.axes)}] and [{' '.join(y.axes)}]: the axes must agree",
+        )
+    return b.add(x, b.cast(y, x.type.dtype))
+
+
+def _combine(fn: str, spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
+    branches = _branches(spec, "branches")
+    values = [
+        node(item, where, x, frame) for item, where in zip(branches, branches.item_position, strict=True)
+    ]
+    total = values[0]
+    for value in values[1:]:
+        if total is None or value is None:
+            return None
+        total = getattr(frame.env.b, fn)(total, frame.env.b.cast(value, total.type.dtype))
+    return total
+
+
+@form("sum")
+def sum_(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
+    """The sum of branches that all get the same input."""
+    return _combine("add", spec, x, frame)
+
+
+@form("product")
+def product(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
+    """The product of branches that all get the same input."""
+    return _combine("mul", spec, x, frame)
+
+
+@form("concat")
+def concat(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
+    """Branches joined along an axis: {axis: embed, of: [a, b]}."""
+    raw = spec.args
+    if (
+        not isinstance(raw, YMap)
+        or not isinstance(raw.get("axis"), str)
+        or not isinstance(raw.get("of"), YList)
+    ):
+        raise Fault("wrong-type", "concat takes {axis: name, of: [branches]}", ("axis", "of"))
+    for key in raw:
+        if key not in ("axis", "of"):
+            raise Fault(
+                "unknown-key", f"concat has no option {key}", ("axis", "of"), nearest(key, ("axis", "of"))
+            )
+    branches = raw["of"]
+    assert isinstance(branches, YList)
+    values = [
+        node(item, where, x, frame) for item, where in zip(branches, branches.item_position, strict=True)
+    ]
+    known = [v for v in values if v is not None]
+    return frame.env.b.concat(*known, axis=raw["axis"]) if known and len(known) == len(values) else None
+
+
+@form("repeat")
+def repeat(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
+    """{times: n, cycle: [nodes]}: n layers, the cycle's nodes in turn; it may be cut short."""
+    raw = spec.args
+    if not isinstance(raw, YMap):
+        raise Fault("wrong-type", "repeat takes {times: n, cycle: [nodes]}", ("times", "cycle"))
+    problems = frame.env.scope.problems
+    for key in raw:
+        if key not in ("times", "cycle"):
+            problems.add(
+                "unknown-key",
+                f"repeat has no option {key}",
+                raw.key_position[key],
+                allowed=("times", "cycle"),
+                suggestion=nearest(key, ("times", "cycle")),
+            )
+    for key in ("times", "cycle"):
+        if key not in raw:
+            raise Fault("missing-key", f"repeat needs {key}", ("times", "cycle"))
+    cycle = raw["cycle"]
+    if not isinstance(cycle, YList) or not cycle:
+        problems.add("wrong-type", "cycle takes a list of nodes", raw.value_position["cycle"])
+        return None
+    try:
+        times = frame.env.scope.count(raw["times"], "times", least=0)
+        if times > MAX_LAYERS:
+            raise Fault("out-of-range", f"times = {times} layers", (f"at most {MAX_LAYERS}",))
+    except Fault as e:
+        problems.add(
+            e.code, e.message, raw.value_position["times"], allowed=e.allowed, suggestion=e.suggestion
+        )
+        times = len(cycle)  # go on with one trip, to find what else is wrong
+    if x is None:  # the input failed already: nothing below can be judged
+        return None
+    start = frame.numbering.next_layer
+    frame.numbering.next_layer += times
+    trips, rest = divmod(times, len(cycle))
+    if trips > 1:
+        marks = _marks(frame)
+        before = len(problems.items)
+        try:
+            x = _region(cycle, trips, start, x, frame)
+        except Unroll as e:
+            _undo(frame, marks)
+            del problems.items[before:]
+            frame.env.b.unrolled = (
+                f"{e.what} differs by layer, so the {times} layers are written out: slower to compile"
+            )
+            return _inline(cycle, 0, times, start, x, frame)
+    else:
+        trips, rest = 0, times
+    return _inline(cycle, trips * len(cycle), times, start, x, frame) if rest and x is not None else x
+
+
+def _region(cycle: YList, trips: int, start: int, x: Value, frame: Frame) -> Value | None:
+    region = Region(frame.env.b, trips, _stack_axis(frame))
+    value: Value | None = region.carry(x)
+    for i, (item, where) in enumerate(zip(cycle, cycle.item_position, strict=True)):
+        numbers = start + i + len(cycle) * np.arange(trips)
+        layers = (*frame.env.layers, Layers(start + i, len(cycle), trips))
+        scope = dataclasses.replace(frame.env.scope, layer=numbers)
+        env = frame.env.but(b=region, scope=scope, layers=layers)
+        value = node(item, where, value, _inside(frame, env))
+        if value is not None and value.type != x.type:
+            sides = f"[{x.type}] into [{value.type}]"
+            raise Fault(
+                "axis-mismatch", f"a layer of a repeat must keep its input's shape; this one turns {sides}"
+            )
+    if value is None:
+        return None
+    results, _, _ = region.close([value])
+    return results[0]
+
+
+def _inline(cycle: YList, first: int, last: int, start: int, x: Value | None, frame: Frame) -> Value | None:
+    for i in range(first, last):
+        item, where = cycle[i % len(cycle)], cycle.item_position[i % len(cycle)]
+        scope = dataclasses.replace(frame.env.scope, layer=start + i)
+        env = frame.env.but(scope=scope, inline_layer=start + i)
+        x = node(item, where, x, _inside(frame, env))
+    return x
+
+
+def _inside(frame: Frame, env: Any) -> Frame:
+    return Frame(env, {}, frame, frame.defs, ambiguous=frame.ambiguous, stack=frame.stack, in_cycle=True)
+
+
+def _stack_axis(frame: Frame) -> str:
+    depth = len(frame.env.layers)
+    return "layers" if depth == 0 else f"layers{depth + 1}"
+
+
+def _marks(frame: Frame) -> list[Any]:
+    marks: list[Any] = [(set(frame.env.weights.leaves))]
+    b = frame.env.b
+    while b is not None:
+        marks.append((b, len(b.nodes), dict(b.names), list(b._stacked) if isinstance(b, Region) else None))
+        b = b.parent  # type: ignore[assignment]
+    return marks
+
+
+def _undo(frame: Frame, marks: list[Any]) -> None:
+    """Takes back what a given-up region left in the graphs around it."""
+    weights = frame.env.weights
+    for label in set(weights.leaves) - marks[0]:
+        del weights.leaves[label], weights.ops[label]
+    for b, count, names, stacked in marks[1:]:
+        for gone in b.nodes[count:]:
+            b.known.difference_update(v.id for v in gone.results)
+        del b.nodes[count:]
+        b.names = names
+        if stacked is not None:
+            b._stacked = stacked

@@ -1,0 +1,65 @@
+"""The JAX meaning of each op: ``lower(ctx, node, *arrays) -> tuple of arrays``, registered by op class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from compiler.graph.ir import Node
+from compiler.graph.sizes import Size
+from compiler.ops.contract import Op
+
+Array = jax.Array
+Lowering = Callable[..., tuple[Any, ...]]
+LOWERINGS: dict[type[Op], Lowering] = {}
+
+
+def lowers(*ops: type[Op]) -> Callable[[Lowering], Lowering]:
+    """Registers the lowering of op classes."""
+
+    def register(fn: Lowering) -> Lowering:
+        for op in ops:
+            if op in LOWERINGS:
+                raise ValueError(f"{op.__name__} is lowered twice")
+            LOWERINGS[op] = fn
+        return fn
+
+    return register
+
+
+@dataclass
+class Context:
+    """What lowering knows besides the arrays: numbers for the symbolic sizes, values of leaves by label."""
+
+    sizes: Mapping[str, int]
+    leaves: Mapping[str, Any] = field(default_factory=dict)
+    watch: Callable[[Node, tuple[Any, ...]], None] | None = None
+    mesh_axes: frozenset[str] = frozenset()
+    local: Mapping[str, int] = field(default_factory=dict)  # axis -> shards, inside a shard_map
+
+    def size(self, s: Size) -> int:
+        return int(s.evaluate(self.sizes))
+
+    def precision(self, dtype: Any) -> jax.lax.Precision:
+        """float32 products keep float32 everywhere (TPU and GPU would use bfloat16 or TF32 passes by default);
+        narrower types run at the hardware's native precision, accumulating in float32."""
+        return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+@dataclass
+class StackSlot:
+    """One layer's slice of a state stack, read and written in place in the scan's carry."""
+
+    stack: Array
+    index: Array
+
+    def read(self) -> Array:
+        return jax.lax.dynamic_index_in_dim(self.stack, self.index, 0, keepdims=False)
+
+
+def read(x: Any) -> Array:
+    return x.read() if isinstance(x, StackSlot) else x

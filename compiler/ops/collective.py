@@ -1,0 +1,97 @@
+"""Collectives as nodes. A value's type is the whole (logical) tensor; the partition pass keeps the placements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compiler.graph.ir import Value
+from compiler.graph.types import TensorType
+from compiler.ops.contract import Op, op
+
+if TYPE_CHECKING:
+    from compiler.graph.builder import Builder
+
+Grads = tuple[Value | None, ...]
+
+
+@dataclass(frozen=True)
+class _Collective(Op):
+    """``mesh_axis`` names the group; one collective a node."""
+
+    mesh_axis: str = ""
+
+    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
+        return ins
+
+
+@op
+@dataclass(frozen=True)
+class AllReduce(_Collective):
+    """Partial sums of the shards become the sum on each. Its way back is the same for a replicated result."""
+
+    name: ClassVar[str] = "all_reduce"
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> Grads:
+        return (grads[0],)
+
+
+@op
+@dataclass(frozen=True)
+class AllGather(_Collective):
+    """Shards along ``axis`` become the whole on each."""
+
+    name: ClassVar[str] = "all_gather"
+    axis: str = ""
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> Grads:
+        return (None if grads[0] is None else b.one(ReduceScatter(self.mesh_axis, self.axis), grads[0]),)
+
+
+@op
+@dataclass(frozen=True)
+class ReduceScatter(_Collective):
+    """Partial sums become shards of the sum along ``axis``."""
+
+    name: ClassVar[str] = "reduce_scatter"
+    axis: str = ""
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> Grads:
+        return (None if grads[0] is None else b.one(AllGather(self.mesh_axis, self.axis), grads[0]),)
+
+
+@op
+@dataclass(frozen=True)
+class AllToAll(_Collective):
+    """Shards along ``gathered`` become shards along ``scattered``."""
+
+    name: ClassVar[str] = "all_to_all"
+    scattered: str = ""
+    gathered: str = ""
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> Grads:
+        back = AllToAll(self.mesh_axis, self.gathered, self.scattered)
+        return (None if grads[0] is None else b.one(back, grads[0]),)
+
+
+@op
+@dataclass(frozen=True)
+class Permute(_Collective):
+    """Each shard's value goes to the shard ``by`` places further round the ring."""
+
+    name: ClassVar[str] = "permute"
+    by: int = 1
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> Grads:
+        return (None if grads[0] is None else b.one(Permute(self.mesh_axis, -self.by), grads[0]),)

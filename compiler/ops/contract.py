@@ -1,0 +1,151 @@
+"""The op contract. An op says, in one place and without jax: its shape rule, its cost as formulas of its sizes,
+its gradient as a short op program, how it behaves when an axis is sharded, how it behaves along the streaming
+axis and what state it keeps there. The JAX lowering stands in the file of the same name under ``compiler/lower``.
+
+``OPS`` holds every op; a test refuses an op whose contract is not whole (see docs: "add an op").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compiler.graph.ir import Graph, Value
+from compiler.graph.sizes import ZERO, Size, SizeLike
+from compiler.graph.types import TensorType
+
+if TYPE_CHECKING:
+    from compiler.graph.builder import Builder
+    from compiler.passes.phase import Streaming
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run of a node does. FLOPs: 1 multiply-add = 2. Bytes: each operand read once, each result
+    written once, unless the op says otherwise (an embedding lookup reads only its rows)."""
+
+    matrix: Size = ZERO  # FLOPs of matrix products
+    vector: Size = ZERO  # element-wise FLOPs
+    transcendental: Size = ZERO  # exp, log, tanh, rsqrt ... evaluations
+    read: Size = ZERO  # bytes
+    written: Size = ZERO  # bytes
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+
+    def times(self, n: SizeLike) -> Cost:
+        return Cost(*(getattr(self, f.name) * n for f in dataclasses.fields(self)))
+
+
+class Role(Enum):
+    """What an op does when an axis of its operands is sharded over a mesh axis."""
+
+    PARALLEL = "parallel"  # each shard alone; results sharded alike
+    SUM = "sum"  # contracted: each shard holds a partial sum, an all-reduce completes it
+    WHOLE = "whole"  # must be gathered first
+    LOOKUP = "lookup"  # rows of a table: each shard answers for its rows, an all-reduce adds
+    CARRY = "carry"  # a scan along the axis: the carry is passed on from shard to shard
+    RING = "ring"  # attention keys: blocks travel round the shards
+
+
+class Along(Enum):
+    """What an op does along the axis over which the input streams in."""
+
+    POINTWISE = "pointwise"  # each position alone: the same op serves every phase
+    STATEFUL = "stateful"  # looks back: ``stream`` says with which state
+    LOOKAHEAD = "lookahead"  # needs positions that are not there yet: no decode
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all ops: a frozen record of attributes. Operands and results are values of the graph."""
+
+    name: ClassVar[str] = ""
+    differentiable: ClassVar[bool] = True
+
+    # -- the contract
+    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
+        """Result types; raises TypeProblem when the operands do not fit."""
+        raise NotImplementedError(self.name)
+
+    def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
+        """Defaults to moving data: no FLOPs, operands read, results written."""
+        return moved(ins, outs)
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> tuple[Value | None, ...]:
+        """Cotangents of the operands as an op program (None: no gradient flows there)."""
+        raise NotImplementedError(f"{self.name} has no gradient")
+
+    def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
+        """The partition rule, one axis name at a time."""
+        return Role.PARALLEL
+
+    def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
+        """Behaviour along the streaming axis."""
+        return Along.POINTWISE
+
+    def stream(self, s: Streaming, ins: Sequence[Value]) -> tuple[Value, ...]:
+        """For STATEFUL ops: the same meaning, extending a state by the positions of this call."""
+        raise NotImplementedError(f"{self.name} keeps no state")
+
+    # -- structure
+    @property
+    def region(self) -> Graph | None:
+        return None
+
+    @property
+    def times(self) -> SizeLike:
+        return 1
+
+    def text(self) -> str:
+        parts = []
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Graph) or value == f.default:
+                continue
+            parts.append(f"{f.name}={' '.join(value) if _words(value) else value}")
+        return f"{self.name}<{', '.join(parts)}>" if parts else self.name
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def moved(ins: Sequence[TensorType], outs: Sequence[TensorType], **flops: Size) -> Cost:
+    """A Cost whose bytes are every operand read and every result written."""
+    read = sum((t.bytes for t in ins), ZERO)
+    written = sum((t.bytes for t in outs), ZERO)
+    return Cost(read=read, written=written, **flops)
+
+
+OPS: dict[str, type[Op]] = {}
+FUNCTIONS: dict[str, Callable[..., Any]] = {}  # builder functions, by the name that programs call them
+
+
+def op(cls: type[Op]) -> type[Op]:
+    """Registers an op class under its ``name``."""
+    if not cls.name or cls.name in OPS:
+        raise ValueError(f"op {cls.__name__} needs a name of its own")
+    OPS[cls.name] = cls
+    return cls
+
+
+def function(fn: Callable[..., Any] | None = None, *, name: str | None = None) -> Callable[..., Any]:
+    """Registers a builder function: callable as ``builder.fn(...)`` and from programs written in YAML."""
+
+    def register(f: Callable[..., Any]) -> Callable[..., Any]:
+        FUNCTIONS[name or f.__name__.rstrip("_")] = f
+        return f
+
+    return register(fn) if fn else register
+
+
+def all_ops() -> Iterator[type[Op]]:
+    import compiler.ops.families  # noqa: F401  (registers every family)
+
+    yield from OPS.values()

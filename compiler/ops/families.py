@@ -1,0 +1,17 @@
+"""Imports every op family, so that the registry is whole. A new family is one line here."""
+
+from compiler.ops import (  # noqa: F401
+    attention,
+    collective,
+    control,
+    elementwise,
+    experts,
+    leaves,
+    linear,
+    lookup,
+    normalise,
+    recurrence,
+    rotate,
+    shape,
+    state,
+)

@@ -1,0 +1,125 @@
+"""Leaves: inputs, parameters, constants, region arguments, state, positions. They cost nothing by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compiler.graph.ir import Value
+from compiler.graph.sizes import BATCH
+from compiler.graph.types import TensorType
+from compiler.ops.contract import Cost, Op, function, op
+
+if TYPE_CHECKING:
+    from compiler.graph.builder import Builder
+
+
+@dataclass(frozen=True)
+class Leaf(Op):
+    """Takes no operands; its type is given where the node is made."""
+
+    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
+        raise TypeError(f"a leaf {self.name} is appended with its type")
+
+    def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
+        return Cost()
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> tuple[Value | None, ...]:
+        return ()
+
+
+@op
+@dataclass(frozen=True)
+class Input(Leaf):
+    """A value given with every call, by the spec's name for it."""
+
+    name: ClassVar[str] = "input"
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which layers a stacked parameter holds: start, start + step, … (``count`` of them)."""
+
+    start: int
+    step: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.start + self.step * (self.count - 1) + 1}:{self.step}"
+
+
+@op
+@dataclass(frozen=True)
+class Parameter(Leaf):
+    """A weight. ``path`` is the spec's name ("layer.attention.query"), shared by all layers that hold one;
+    ``stack`` says which layers this tensor's leading ``layers`` axes run over."""
+
+    name: ClassVar[str] = "parameter"
+    path: str = ""
+    label: str = ""  # unique: the path, with the layers in brackets where stacked
+    inputs: int | None = None  # for a linear map: how many of the axes (after layers) are its inputs
+    init: str = "fan_in"
+    trainable: bool = True
+    stack: tuple[Layers, ...] = ()
+
+
+@op
+@dataclass(frozen=True)
+class State(Leaf):
+    """What a call hands on to the next: a cache, a ring, a recurrent state, a convolution tail, a length."""
+
+    name: ClassVar[str] = "state"
+    label: str = ""
+    kind: str = ""  # "cache" | "ring" | "recurrent" | "tail" | "context" | "length"
+
+
+@op
+@dataclass(frozen=True)
+class Argument(Leaf):
+    """A region's argument: the carried value, a captured one, or this layer's slice of a stack."""
+
+    name: ClassVar[str] = "argument"
+
+
+@op
+@dataclass(frozen=True)
+class Constant(Leaf):
+    """A number, or one number a layer (then a stack outside the region and an argument inside)."""
+
+    name: ClassVar[str] = "constant"
+    values: tuple[Any, ...] = (0.0,)
+
+
+@op
+@dataclass(frozen=True)
+class Positions(Op):
+    """Absolute positions [batch, axis]: 0, 1, … or, with an operand ``start`` [batch], from there on."""
+
+    name: ClassVar[str] = "positions"
+    differentiable: ClassVar[bool] = False
+    axis: str = "seq"
+    size: Any = 0
+
+    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
+        return (TensorType.make([("batch", BATCH), (self.axis, self.size)], "int32"),)
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> tuple[Value | None, ...]:
+        return tuple(None for _ in ins)
+
+
+@function
+def constant(b: Builder, value: float, dtype: str = "float32") -> Value:
+    """A scalar."""
+    return b.append(Constant((value,)), (), (TensorType((), (), dtype),))[0]
+
+
+@function
+def positions(b: Builder, x: Value, axis: str = "seq") -> Value:
+    """Absolute positions of the entries of ``x`` along ``axis``: [batch, axis], int32."""
+    return b.one(Positions(axis, x.type.size(axis)))

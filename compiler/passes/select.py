@@ -1,0 +1,72 @@
+"""Select: the implementation of each op for a target and the sizes at hand. What runs is what is priced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from compiler.graph.ir import Graph, Node, Value
+from compiler.graph.replay import Replay
+from compiler.ops.attention import Attend, AttendCached, AttendGradient
+from compiler.ops.experts import Collect, CollectGradient, Dispatch, ExpertDot
+from compiler.ops.recurrence import Recur
+
+LONGEST_SCORES = 2048  # keys or queries above which no score matrix is made
+LONGEST_SCAN = 256  # positions above which a recurrence runs in blocks
+DENSE_TOKENS = 256  # tokens up to which every expert runs on every token
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Thresholds of the choices, by platform ("cpu", "tpu", "gpu"); the same for all so far."""
+
+    scores: int = LONGEST_SCORES
+    scan: int = LONGEST_SCAN
+    dense_tokens: int = DENSE_TOKENS
+
+
+class Select(Replay):
+    def __init__(self, sizes: Mapping[str, int], choice: Choice = Choice()) -> None:
+        super().__init__()
+        self.sizes, self.choice = sizes, choice
+
+    def number(self, value: Value, axis: str) -> int:
+        return int(value.type.size(axis).evaluate(self.sizes)) if axis in value.axes else 1
+
+    def rewrite(self, node: Node, ins: Sequence[Value]) -> Sequence[Value] | None:
+        rule = RULES.get(type(node.op))
+        if rule is None:
+            return None
+        return self.b.apply(dataclasses.replace(node.op, implementation=rule(self, node)), *ins)
+
+
+def _attention(s: Select, node: Node) -> str:
+    op = node.op
+    assert isinstance(op, (Attend, AttendCached, AttendGradient))
+    queries, keys = s.number(node.operands[0], op.queries), s.number(node.operands[1], op.keys)
+    if isinstance(op, AttendCached):
+        keys = max(keys, s.number(node.operands[3], "slots"))
+    return "blocked" if min(queries, keys) > 1 and max(queries, keys) > s.choice.scores else "plain"
+
+
+def _recurrence(s: Select, node: Node) -> str:
+    op = node.op
+    assert isinstance(op, Recur)
+    length = s.number(node.operands[0], op.axis)
+    return "step" if length == 1 else "associative" if length <= s.choice.scan else "blocked"
+
+
+def _experts(s: Select, node: Node) -> str:
+    tokens = s.sizes.get("batch", 1) * s.sizes.get("seq", 1)
+    return "dense" if tokens <= s.choice.dense_tokens else "ragged"
+
+
+RULES = {
+    Attend: _attention, AttendCached: _attention, AttendGradient: _attention, Recur: _recurrence,
+    Dispatch: _experts, ExpertDot: _experts, Collect: _experts, CollectGradient: _experts,
+}  # fmt: skip
+
+
+def select(graph: Graph, sizes: Mapping[str, int], choice: Choice = Choice()) -> Graph:
+    """The graph with every ``implementation`` chosen."""
+    return Select(sizes, choice).run(graph)

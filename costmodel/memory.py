@@ -1,0 +1,62 @@
+"""A rough estimate of the bytes that a call's intermediate values need at once: liveness without fusion.
+
+Every result takes its own bytes from the node that makes it to the last node that reads it. Views and values of
+parameters and states take none (states are updated in place), plain attention holds its float32 scores while it
+runs, and a repeat needs what one of its trips needs. A compiler fuses element-wise ops (less) and keeps copies
+(more); this is an opinion, not a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compiler.graph.ir import Graph, Node
+from compiler.ops.attention import SCORE_FLOPS
+from compiler.ops.control import Repeat
+from compiler.ops.leaves import Leaf
+from costmodel.origins import VIEWS, WRITES, Origin
+
+
+def activation_bytes(graph: Graph, env: Mapping[str, float], found: Mapping[int, Origin]) -> float:
+    """Peak of live intermediate bytes over the graph's nodes in order."""
+    roots, last = _lifetimes(graph)
+    ends: dict[int, list[int]] = {}
+    for root, index in last.items():
+        ends.setdefault(index, []).append(root)
+    live: dict[int, float] = {}
+    now = peak = 0.0
+    for index, node in enumerate(graph.nodes):
+        for v in node.results:
+            if roots.get(v.id, v.id) == v.id and v.id not in found and not isinstance(node.op, Leaf):
+                live[v.id] = float(v.type.bytes.evaluate(env))
+                now += live[v.id]
+        peak = max(peak, now + _transient(node, env, found))
+        for root in ends.get(index, ()):
+            now -= live.pop(root, 0.0)
+    return peak
+
+
+def _lifetimes(graph: Graph) -> tuple[dict[int, int], dict[int, int]]:
+    """For each value the value whose bytes it shares, and for each of those the last node that reads it."""
+    roots: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for index, node in enumerate(graph.nodes):
+        for v in node.operands:
+            last[roots.get(v.id, v.id)] = index
+        for v in node.results:
+            shares = node.op.name in WRITES or (node.op.name in VIEWS and node.op.name != "cast")
+            roots[v.id] = roots.get(node.operands[0].id, node.operands[0].id) if shares else v.id
+            last.setdefault(roots[v.id], index)
+    for _, v in graph.outputs:
+        last[roots.get(v.id, v.id)] = len(graph.nodes)
+    return roots, last
+
+
+def _transient(node: Node, env: Mapping[str, float], found: Mapping[int, Origin]) -> float:
+    """Bytes that a node needs only while it runs."""
+    if isinstance(node.op, Repeat):
+        return activation_bytes(node.op.body, env, found)
+    if getattr(node.op, "implementation", None) == "plain":
+        cost = node.op.cost([v.type for v in node.operands], [v.type for v in node.results])
+        return float(cost.vector.evaluate(env)) / SCORE_FLOPS * 4
+    return 0.0
