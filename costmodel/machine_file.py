@@ -118,10 +118,17 @@ def _sources(raw: YMap, problems: Problems) -> None:
                 problems.add("missing-source", f"{key} has no source", where, suggestion=f"sources: {{{key}: …}}")
     for section in ("sources", "alternatives"):
         table = raw.get(section)
-        for key in table if isinstance(table, YMap) else ():
+        if not isinstance(table, YMap):
+            continue
+        for key in table:
             if key not in known and key not in groups:
-                problems.add("unknown-path", f"{section}: this file has no number {key}", table.key_position[key],  # type: ignore[union-attr]
-                             allowed=known, suggestion=nearest(key, (*known, *groups)))  # fmt: skip
+                problems.add(
+                    "unknown-path",
+                    f"{section}: this file has no number {key}",
+                    table.key_position[key],
+                    allowed=known,
+                    suggestion=nearest(key, (*known, *groups)),
+                )
 
 
 def _agree(found: MachineFile, raw: YMap, problems: Problems) -> None:
@@ -131,7 +138,11 @@ def _agree(found: MachineFile, raw: YMap, problems: Problems) -> None:
         problems.add("contradiction", message, raw.value_position["usable_hbm"])
     shape, where = found.topology, raw.value_position["topology"]
     if shape.kind == "torus" and shape.dimensions != len(shape.pod):
-        problems.add("contradiction", f"topology: a torus of {shape.dimensions} dimensions has the pod {shape.pod}", where)
+        problems.add(
+            "contradiction",
+            f"topology: a torus of {shape.dimensions} dimensions has the pod {shape.pod}",
+            where,
+        )
     if shape.kind == "torus" and shape.dimensions and found.links.count != 2 * shape.dimensions:
         message = f"links.count: a torus of {shape.dimensions} dimensions has {2 * shape.dimensions} links a chip"
         problems.add("contradiction", f"{message}, found {found.links.count}", raw.value_position["links"])
@@ -140,34 +151,48 @@ def _agree(found: MachineFile, raw: YMap, problems: Problems) -> None:
 def _report(error: Any, raw: YMap, problems: Problems) -> None:
     """One pydantic error as a problem with a place."""
     loc = [k for k in error["loc"] if k != "[key]"]
-    where, current = raw.position, raw
-    walked: list[Any] = []
+    where = raw.position
+    current: Any = raw
     parent: Any = raw
     for key in loc:
         if isinstance(current, YMap) and key in current:
-            parent, where, current = current, current.value_position[key], current[key]  # type: ignore[assignment]
+            parent, where, current = current, current.value_position[key], current[key]
         elif isinstance(current, YList) and isinstance(key, int) and key < len(current):
-            parent, where, current = current, current.item_position[key], current[key]  # type: ignore[assignment]
+            parent, where, current = current, current.item_position[key], current[key]
         else:
             break
-        walked.append(key)
     path = ".".join(str(k) for k in loc)
     context = error.get("ctx", {})
     if error["type"] == "extra_forbidden" or "[key]" in error["loc"]:
         where = parent.key_position.get(loc[-1], where) if isinstance(parent, YMap) else where
         allowed = get_args(Dtype) if loc[0] in ("flops", "vector") else _keys(loc[:-1])
         inside = f" in {'.'.join(str(k) for k in loc[:-1])}" if len(loc) > 1 else " in a machine file"
-        problems.add("unknown-key", f"no key {loc[-1]}{inside}", where, allowed=allowed,
-                     suggestion=nearest(str(loc[-1]), allowed))  # fmt: skip
+        problems.add(
+            "unknown-key",
+            f"no key {loc[-1]}{inside}",
+            where,
+            allowed=allowed,
+            suggestion=nearest(str(loc[-1]), allowed),
+        )
     elif error["type"] == "missing":
         problems.add("missing-key", f"{path} is missing", where, allowed=_keys(loc[:-1]))
     elif error["type"] == "literal_error":
         words = [w.strip(" '") for w in str(context["expected"]).replace(" or ", ",").split(",")]
-        problems.add("unknown-word", f"{path}: {current!r} is not one of its words", where, allowed=words,
-                     suggestion=nearest(str(current), words))  # fmt: skip
+        problems.add(
+            "unknown-word",
+            f"{path}: {current!r} is not one of its words",
+            where,
+            allowed=words,
+            suggestion=nearest(str(current), words),
+        )
     elif "told" in context:
-        problems.add(error["type"], f"{path}: {context['told']}", where, allowed=context["allowed"],
-                     suggestion=context["suggestion"])  # fmt: skip
+        problems.add(
+            error["type"],
+            f"{path}: {context['told']}",
+            where,
+            allowed=context["allowed"],
+            suggestion=context["suggestion"],
+        )
     else:
         message = str(error["msg"])
         code = "out-of-range" if error["type"].startswith(("greater", "less", "too_")) else "wrong-type"

@@ -1,8 +1,8 @@
 """Machines: one YAML file each under ``specs/hardware``, every number with its unit and its source.
 
-``machine("v5e")`` finds a shipped file by name or alias, ``machine("mine.yaml")`` reads another. Numbers of a
-Machine are SI and a chip's own: FLOP/s, bytes, bytes/s one way, watts. What a file does not say is not known (an
-absent entry or None), never zero.
+``machine("v5e")`` finds a shipped file by name or alias, ``machine("mine.yaml")`` reads another. A Machine's
+numbers are SI and a chip's own: FLOP/s, bytes, bytes/s one way, watts. What a file does not say is not known
+(an absent entry or None), never zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ STAND_INS: dict[str, tuple[tuple[str, str], ...]] = {
     "int8": (("bfloat16", "no int8 rate is known; operands are widened"),),
     "int4": (("int8", "operands are widened"), ("bfloat16", "operands are widened")),
 }
-PRODUCT_DTYPES = ("bfloat16", "float16", "float8", "int8", "float4", "float32", "tensorfloat32")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Machine:
         return self.usable_hbm_bytes or self.hbm_bytes
 
     def matrix_rate(self, dtype: str) -> Rate:
-        """Peak FLOP/s of products of ``dtype``. Raises MachineError where nothing is known that may stand in."""
+        """Peak FLOP/s of products of ``dtype``. Raises MachineError where no known rate may stand in."""
         if dtype in self.flops_per_s:
             return Rate(self.flops_per_s[dtype])
         for other, why in STAND_INS.get(dtype, ()):
@@ -96,9 +95,13 @@ class Machine:
                 note = f"{self.name} has no {dtype} matrix rate on file; priced at its {other} rate: {why}"
                 return Rate(self.flops_per_s[other], note)
         raise MachineError(
-            Problem("unknown-rate", f"no peak FLOP/s of {dtype} products is known for {self.name}", None,
-                    tuple(self.flops_per_s))
-        )  # fmt: skip
+            Problem(
+                "unknown-rate",
+                f"no peak FLOP/s of {dtype} products is known for {self.name}",
+                None,
+                tuple(self.flops_per_s),
+            )
+        )
 
     def as_json(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "topology"}
@@ -128,13 +131,15 @@ def machine(name_or_path: str | Path) -> Machine:
     if name in known:
         return read(hardware_folder() / f"{name}.yaml", name=name)
     if name == "cpu":
-        message = "no numbers are shipped for the CPU: they differ from machine to machine"
-        mend = "`blockgraph calibrate` measures this one and writes its file; then give that file's path"
-        raise MachineError(Problem("not-calibrated", message, None, known, mend))
+        message = (
+            "no numbers are shipped for the CPU, as they differ from machine to machine: "
+            "`blockgraph calibrate` measures this one and writes its file; that path is then a machine's name"
+        )
+        raise MachineError(Problem("not-calibrated", message, None, known))
     aliases = {alias: found.name for found in map(machine, known) for alias in found.aliases}
     if name in aliases:
         return machine(aliases[name])
-    near = nearest(name, (*known, *aliases))
+    near = nearest(name, known) or nearest(name, aliases)
     raise MachineError(Problem("unknown-machine", f"no machine is called {text!r}", None, known, near))
 
 
@@ -152,7 +157,11 @@ def _checked(raw: YMap, problems: Problems, name: str | None) -> Machine:
 
     found = check(raw, problems)
     if found is not None and name is not None and found.name != name:
-        problems.add("wrong-name", f"this file is {name}.yaml and calls itself {found.name}", raw.value_position["name"])
+        problems.add(
+            "wrong-name",
+            f"this file is {name}.yaml and calls itself {found.name}",
+            raw.value_position["name"],
+        )
     problems.raise_if_any(MachineError)
     assert found is not None
     return Machine(
@@ -160,8 +169,8 @@ def _checked(raw: YMap, problems: Problems, name: str | None) -> Machine:
         kind=found.kind,
         date=found.date,
         aliases=tuple(found.aliases),
-        flops_per_s=found.flops,
-        vector_flops_per_s=found.vector,
+        flops_per_s={str(k): v for k, v in found.flops.items()},
+        vector_flops_per_s={str(k): v for k, v in found.vector.items()},
         hbm_bytes=found.hbm,
         usable_hbm_bytes=found.usable_hbm,
         hbm_bytes_per_s=found.hbm_bandwidth,
@@ -171,7 +180,7 @@ def _checked(raw: YMap, problems: Problems, name: str | None) -> Machine:
         devices_per_chip=found.devices_per_chip,
         chips_per_host=found.chips_per_host,
         dcn_bytes_per_s=found.dcn,
-        power_w=found.power,
+        power_w={str(k): v for k, v in found.power.items()},
         sources=found.sources,
         alternatives={k: _told(a.found, a.why) for k, a in found.alternatives.items()},
     )

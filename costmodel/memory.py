@@ -1,9 +1,9 @@
 """A rough estimate of the bytes that a call's intermediate values need at once: liveness without fusion.
 
-Every result takes its own bytes from the node that makes it to the last node that reads it. Views and values of
-parameters and states take none (states are updated in place), plain attention holds its float32 scores while it
-runs, and a repeat needs what one of its trips needs. A compiler fuses element-wise ops (less) and keeps copies
-(more); this is an opinion, not a bound.
+Every result takes its own bytes from the node that makes it to the last node that reads it. Views and values
+of parameters and states take none (states are updated in place), plain attention holds its float32 scores
+while it runs, and a repeat needs what one of its trips needs. A compiler fuses element-wise ops (less) and
+keeps copies (more); this is an opinion, not a bound.
 """
 
 from __future__ import annotations

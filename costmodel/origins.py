@@ -1,7 +1,7 @@
-"""Where a value's bytes come from: a parameter, a state, or neither. Views, casts and slices of a stack keep it.
+"""Where a value's bytes come from: a parameter, a state, or neither. Views, casts and slices keep it.
 
-A matrix product whose weight is cast on the way reads the weight as it is stored, so a price needs the leaf behind
-an operand, also through the arguments of a repeat.
+A matrix product whose weight is cast on the way reads the weight as it is stored, so a price needs the leaf
+behind an operand, also through the arguments of a repeat.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class Stored:
         return t.dtype
 
 
+AS_WRITTEN = Stored()
+
+
 def _matrix(op: Parameter, t: TensorType) -> bool:
     return len(t.axes) - len(op.stack) > 1 and t.dtype.startswith(("float", "bfloat"))
 
@@ -68,9 +71,8 @@ def _walk(graph: Graph, stored: Stored, found: dict[int, Origin]) -> None:
             for result in node.results[len(node.results) - op.states :] if op.states else ():
                 if outs[result.id].id in found:
                     found[result.id] = found[outs[result.id].id]
-        elif op.name in VIEWS or op.name in WRITES:
-            if node.operands[0].id in found:
-                found[node.result.id] = found[node.operands[0].id]
+        elif (op.name in VIEWS or op.name in WRITES) and node.operands[0].id in found:
+            found[node.result.id] = found[node.operands[0].id]
 
 
 def _into(op: Repeat, node: Node, found: dict[int, Origin]) -> None:

@@ -1,7 +1,7 @@
 """Prices a phase graph: what its nodes compute and move, as formulas of batch, seq and capacity.
 
-``price(graph)`` walks the graph once; ``Price.at(env)`` evaluates it on numbers or on NumPy arrays (then every
-total is an array). FLOPs: 1 multiply-add = 2; lookups are no FLOPs; attention is counted as its chosen
+``price(graph)`` walks the graph once; ``Price.at(env)`` evaluates it on numbers or on NumPy arrays (then
+every total is an array). FLOPs: 1 multiply-add = 2; lookups are no FLOPs; attention is counted as its chosen
 implementation runs it. Bytes are counted twice over:
 
 - unfused: every node reads its operands and writes its results;
@@ -20,7 +20,7 @@ from compiler.graph.sizes import ZERO, Size
 from compiler.graph.types import DTYPE_BITS, TensorType
 from compiler.ops.leaves import Leaf, Parameter, State
 from compiler.ops.lookup import Lookup
-from costmodel.origins import VIEWS, Origin, Stored, origins, stored_type
+from costmodel.origins import AS_WRITTEN, VIEWS, Origin, Stored, origins, stored_type
 
 RIDES = VIEWS | frozenset(
     {"map", "norm", "softmax", "rotate", "reduce", "expand", "concat", "slice", "pad", "shift", "positions"}
@@ -106,7 +106,7 @@ class Price:
         return found
 
     def at(self, env: Mapping[str, Any]) -> Work:
-        """Totals of the whole call."""
+        """Totals of the whole call. Arrays broadcast; let them be float64: int64 overflows at 9.2e18."""
         return sum((at(item, env) for item in self.items), Work())
 
     def parameter_count(self, embedding: bool | None = None) -> int:
@@ -135,7 +135,7 @@ def at(item: Item, env: Mapping[str, Any]) -> Work:
     return Work(*(getattr(item, f).evaluate(env) * times for f in FIELDS))
 
 
-def price(graph: Graph, stored: Stored = Stored()) -> Price:
+def price(graph: Graph, stored: Stored = AS_WRITTEN) -> Price:
     """The price of a graph whose leaves are stored as ``stored`` says."""
     found = origins(graph, stored)
     items = tuple(_item(node, Size.of(times), found) for node, times in graph.walk() if not isinstance(node.op, Leaf))
@@ -168,8 +168,20 @@ def _item(node: Node, times: Size, found: Mapping[int, Origin]) -> Item:
     cost = op.cost(ins, outs)
     rides = op.name in RIDES
     dtype = node.operands[0].type.dtype if node.operands else "float32"
-    item = Item(op.name, node.path, times, dtype, rides, cost.matrix, cost.vector, cost.transcendental,
-                cost.read + cost.written, ZERO, ZERO, ZERO)  # fmt: skip
+    item = Item(
+        op.name,
+        node.path,
+        times,
+        dtype,
+        rides,
+        cost.matrix,
+        cost.vector,
+        cost.transcendental,
+        cost.read + cost.written,
+        ZERO,
+        ZERO,
+        ZERO,
+    )
     if op.name in VIEWS:  # what reads a view reads what is behind it
         return item
     stores = {"parameter": ZERO, "state": ZERO}
@@ -182,7 +194,7 @@ def _item(node: Node, times: Size, found: Mapping[int, Origin]) -> Item:
 
 
 def _share(op: Any, ins: Sequence[TensorType], outs: Sequence[TensorType], i: int) -> Size:
-    """Bytes that an op reads of operand ``i``: reads are linear in each operand's width, so twice the width tells
+    """Bytes that an op reads of operand ``i``: reads are linear in each operand's width, so doubling it tells
     them without knowing which operands an op reads whole, in rows or not at all."""
 
     def read(dtype: str) -> Size:

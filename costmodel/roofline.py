@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from costmodel.machines import Machine, Rate
+from costmodel.plan import Row, Time
 from costmodel.price import Item, Price, Work, at
-
-if TYPE_CHECKING:
-    from costmodel.simulate import Row, Time
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,6 @@ class TimedGraph:
         return sum(n.seconds for n in self.nodes)
 
     def time(self, tokens: int, label: str) -> Time:
-        from costmodel.simulate import Time
-
         seconds = self.seconds
         memory = sum(n.seconds for n in self.nodes if n.memory >= n.compute)
         return Time(
@@ -72,8 +67,6 @@ def timed(priced: Price, place: Machine, env: Mapping[str, int], chips: int = 1)
 
 def rows(graph: TimedGraph, key: Callable[[Item], str]) -> tuple[Row, ...]:
     """Totals by ``key``, the slowest first; what takes no time and computes nothing is left out."""
-    from costmodel.simulate import Row
-
     groups: dict[str, list[TimedNode]] = {}
     for node in graph.nodes:
         groups.setdefault(key(node.item), []).append(node)

@@ -1,24 +1,26 @@
-"""``simulate``: what one call of a model costs on a machine. A first, honest estimate: a roofline lower bound.
+"""``simulate``: what one call of a model costs on a machine, as a roofline lower bound.
 
-A Plan holds numbers only (SI units in the names) and every assumption made, in words; ``as_json`` is the same for
-programs. Nothing is calibrated here, so no time is a prediction: each is a bound below the true one.
+A Plan holds numbers (SI) and every assumption made, in words; ``as_json`` is the same for programs. Nothing
+is calibrated here, so no time is a prediction: each is a bound below the true one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from compiler.errors import Problem, Problems, nearest
+from compiler.errors import Problems, nearest
 from compiler.graph.types import DTYPE_BITS
 from costmodel.errors import PlanError
 from costmodel.machines import Machine, machine
 from costmodel.memory import activation_bytes
 from costmodel.origins import Stored
-from costmodel.price import Item, Price, Work, at, price
+from costmodel.plan import TIME_LABEL, Flops, Memory, Parameters, Plan, Traffic
+from costmodel.price import Price, price
+from costmodel.roofline import rows, timed
 
 if TYPE_CHECKING:
     from compiler.graph.ir import Graph
@@ -26,117 +28,6 @@ if TYPE_CHECKING:
 
 PHASES = ("forward", "prefill", "decode")
 MOST = {"batch": 1 << 24, "length": 1 << 27, "chips": 1_000_000}
-TIME_LABEL = "roofline lower bound, uncalibrated"
-CONVENTIONS = (
-    "1 multiply-add = 2 FLOPs",
-    "attention is counted as the chosen implementation runs it: plain, every query against every key slot (masked "
-    "ones too); blocked, whole tiles of 512 x 512 that the mask leaves",
-    "embedding lookups are not counted as FLOPs",
-    "capacity in GiB (2^30 bytes); traffic and bandwidth in GB (1e9 bytes)",
-)
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """``embedding``: tables that tokens look up, and weights over the same vocabulary (untied output tables)."""
-
-    count: int
-    embedding: int
-    non_embedding: int
-    bytes_by_dtype: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Of one call on all chips."""
-
-    matrix: float
-    vector: float
-    transcendental: float
-    matrix_per_token: float
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """HBM bytes of one call on all chips."""
-
-    parameters: float
-    state: float
-    activations: float
-    fused: float  # the sum of these: the first estimate of what moves
-    unfused: float  # every node reads and writes HBM: what no compiler would do
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one chip."""
-
-    parameters: float
-    state_by_kind: Mapping[str, float]
-    activations: float  # rough
-    total: float
-    available: float
-    headroom: float  # negative where it does not fit
-    fits: bool
-    most_batch: int | None  # the largest batch that fits, all else equal; None where not even 1 does
-
-
-@dataclass(frozen=True)
-class Time:
-    """Seconds of one call on one of ``chips``: the sum over nodes of the larger of compute and memory time."""
-
-    seconds: float
-    label: str
-    compute_seconds: float  # products at the peak rate, by themselves
-    memory_seconds: float  # fused traffic at the peak bandwidth, by itself
-    binds: str  # "memory" | "compute": where most of ``seconds`` goes
-    memory_share: float  # part of ``seconds`` in nodes that memory binds
-    tokens_per_second: float  # an upper bound, all chips together
-
-
-@dataclass(frozen=True)
-class Row:
-    """Totals of one op or block path, over all chips, with its part of the time."""
-
-    name: str
-    matrix: float
-    vector: float
-    traffic: float
-    seconds: float
-    binds: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One call of a model on a machine."""
-
-    model: str
-    machine: str
-    phase: str
-    batch: int
-    length: int
-    chips: int
-    tokens: int  # computed by one call
-    parameters: Parameters
-    flops: Flops
-    traffic: Traffic
-    memory: Memory
-    time: Time
-    by_op: tuple[Row, ...]
-    by_path: tuple[Row, ...]
-    assumptions: tuple[str, ...]
-    conventions: tuple[str, ...] = CONVENTIONS
-
-    def as_json(self) -> dict[str, Any]:
-        return _plain(self)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def simulate(
@@ -151,9 +42,13 @@ def simulate(
     cache_dtype: str | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Plan:
-    """Prices one call. ``length``: tokens of the call (forward, prefill), or the context that decode reads, which
-    is the cache's length. ``weights_dtype``, ``cache_dtype``: how matrices, and keys and values, are stored (default: as the
-    spec says). ``sizes``: other lengths of the model (frames, images). Raises PlanError, MachineError, PhaseError."""
+    """Prices one call of a model (or of the spec of that name) on a machine (or the one of that name).
+
+    ``length``: tokens of the call (forward, prefill), or the context that decode reads, which is the cache's
+    length. ``weights_dtype``, ``cache_dtype``: how matrices, and keys and values, are stored (default: as the
+    spec says). ``sizes``: other lengths of the model (frames, images).
+    Raises SpecError, PlanError, MachineError, PhaseError.
+    """
     _check(phase, {"batch": batch, "length": length, "chips": chips}, weights_dtype, cache_dtype)
     place = machine_ if isinstance(machine_, Machine) else machine(machine_)
     if isinstance(model, (str, Path)):
@@ -163,13 +58,15 @@ def simulate(
     from compiler.passes.phase import phase_graph
     from compiler.passes.select import select
 
-    asked = phase_graph(model, phase).graph
+    asked = phase_graph(model, phase, fresh=phase == "prefill").graph
     env = _env(phase, batch, length, sizes or {}, price(asked).symbols)
     graph = select(asked, env)
     stored = Stored(weights_dtype, cache_dtype)
     priced = price(graph, stored)
     plan = plan_graph(graph, priced, place, env, chips, phase, model.name, length)
-    return dataclasses.replace(plan, assumptions=(*plan.assumptions, *_told(model, priced, weights_dtype, cache_dtype)))
+    return dataclasses.replace(
+        plan, assumptions=(*plan.assumptions, *_told(model, priced, phase, weights_dtype, cache_dtype))
+    )
 
 
 def plan_graph(
@@ -183,8 +80,6 @@ def plan_graph(
     length: int | None = None,
 ) -> Plan:
     """The plan of a graph that is priced already. ``env``: batch, seq, capacity and what else it needs."""
-    from costmodel.roofline import rows, timed
-
     work = priced.at(env)
     tokens = env["batch"] * env["seq"]
     nodes = timed(priced, place, env, chips)
@@ -213,23 +108,43 @@ def plan_graph(
 
 
 def _memory(graph: Graph, priced: Price, place: Machine, env: Mapping[str, int], chips: int) -> Memory:
-    held = sum(priced.parameter_bytes().values()) / chips
+    held, room = sum(priced.parameter_bytes().values()) / chips, place.memory_bytes
 
     def parts(batch: int) -> tuple[dict[str, float], float]:
         at_batch = {**env, "batch": batch}
-        states = {k: v / chips for k, v in priced.state_bytes(at_batch).items()}
+        states = {k: float(v) / chips for k, v in priced.state_bytes(at_batch).items()}
         return states, activation_bytes(graph, at_batch, priced.origins) / chips
 
+    def total(batch: int) -> float:
+        states, activations = parts(batch)
+        return held + sum(states.values()) + activations
+
     states, activations = parts(env["batch"])
-    total = held + sum(states.values()) + activations
-    one_states, one_activations = parts(1)
-    two_states, two_activations = parts(2)
-    one = sum(one_states.values()) + one_activations
-    slope = sum(two_states.values()) + two_activations - one  # both are linear in the batch
-    room = place.memory_bytes - held - one
-    most = None if room < 0 else 1 + int(room // slope) if slope > 0 else None
-    return Memory(held, states, activations, total, place.memory_bytes, place.memory_bytes - total,
-                  total <= place.memory_bytes, most)  # fmt: skip
+    whole = held + sum(states.values()) + activations
+    return Memory(
+        parameters=held,
+        state_by_kind=states,
+        activations=activations,
+        total=whole,
+        available=room,
+        headroom=room - whole,
+        fits=whole <= room,
+        most_batch=_most(lambda batch: total(batch) <= room),
+        fewest_chips=math.ceil(whole * chips / room),
+    )
+
+
+def _most(fits: Callable[[int], bool]) -> int | None:
+    """The largest batch that fits, found by halving; None where 1 does not."""
+    if not fits(1):
+        return None
+    low = 1
+    while low < MOST["batch"] and fits(low * 2):
+        low *= 2
+    step = low // 2
+    while step:
+        low, step = (low + step if fits(low + step) else low), step // 2
+    return low
 
 
 def _env(phase: str, batch: int, length: int, sizes: Mapping[str, int], symbols: frozenset[str]) -> dict[str, int]:
@@ -241,8 +156,12 @@ def _env(phase: str, batch: int, length: int, sizes: Mapping[str, int], symbols:
         problems.add("missing-size", f"this model also needs a size for {name}", allowed=sorted(symbols))
     for name, value in sizes.items():
         if name not in symbols | {"batch", "seq", "capacity"}:
-            problems.add("unknown-size", f"this model has no size {name}", allowed=sorted(symbols),
-                         suggestion=nearest(name, symbols))  # fmt: skip
+            problems.add(
+                "unknown-size",
+                f"this model has no size {name}",
+                allowed=sorted(symbols),
+                suggestion=nearest(name, symbols),
+            )
         elif isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST["length"]:
             problems.add("bad-size", f"{name} = {value!r}: takes a whole number from 1 to {MOST['length']:,}")
     problems.raise_if_any(PlanError)
@@ -253,8 +172,12 @@ def _check(phase: str, sizes: Mapping[str, object], *dtypes: str | None) -> None
     """Refuses what no plan can be made of, by name."""
     problems = Problems()
     if phase not in PHASES:
-        problems.add("unknown-phase", f"no plan is made for the phase {phase!r}", allowed=PHASES,
-                     suggestion=nearest(str(phase), PHASES))  # fmt: skip
+        problems.add(
+            "unknown-phase",
+            f"no plan is made for the phase {phase!r}",
+            allowed=PHASES,
+            suggestion=nearest(str(phase), PHASES),
+        )
     for name, value in sizes.items():
         most = MOST[name]
         if isinstance(value, bool) or not isinstance(value, int):
@@ -266,8 +189,12 @@ def _check(phase: str, sizes: Mapping[str, object], *dtypes: str | None) -> None
     for name, dtype in zip(("weights_dtype", "cache_dtype"), dtypes, strict=True):
         known = [d for d in DTYPE_BITS if d.startswith(("float", "bfloat", "int")) and not d.endswith("64")]
         if dtype is not None and dtype not in known:
-            problems.add("unknown-dtype", f"{name}: no dtype is called {dtype!r}", allowed=known,
-                         suggestion=nearest(dtype, known))  # fmt: skip
+            problems.add(
+                "unknown-dtype",
+                f"{name}: no dtype is called {dtype!r}",
+                allowed=known,
+                suggestion=nearest(dtype, known),
+            )
     problems.raise_if_any(PlanError)
 
 
@@ -275,9 +202,9 @@ def _assumptions(place: Machine, chips: int, notes: tuple[str, ...]) -> tuple[st
     said = [
         f"time is a {TIME_LABEL}: every node runs at the peak rate or the peak bandwidth, with no launch, no "
         "dispatch and nothing waiting; how far above it the true time lies is not known here",
-        "traffic is the fused estimate: element-wise ops, norms and reshapes ride with their neighbours, every "
-        "other op reads its operands and writes its results once; attention scores stay on the chip",
-        "element-wise work that rides takes no time of its own",
+        "traffic is the fused estimate: element-wise ops, norms and reshapes ride with their neighbours, "
+        "every other op reads its operands and writes its results once; attention scores stay on the chip",
+        "element-wise work that rides takes no time of its own, and exp, log, tanh and the like take none",
         "activations are rough: live values without fusion; state is updated in place",
     ]
     if place.usable_hbm_bytes is None:
@@ -287,20 +214,24 @@ def _assumptions(place: Machine, chips: int, notes: tuple[str, ...]) -> tuple[st
     if chips > 1:
         said.append(f"per chip = total / {chips}: ideal sharding, no collectives: a lower bound")
     if chips > place.pod_chips:
-        said.append(f"{chips:,} chips are more than one network of {place.name} joins ({place.pod_chips:,}): "
-                    "the network between is not priced")  # fmt: skip
+        said.append(
+            f"{chips:,} chips are more than one network of {place.name} joins ({place.pod_chips:,}): "
+            "the network between is not priced"
+        )
     return (*said, *notes)
 
 
-def _told(model: Model, priced: Price, weights_dtype: str | None, cache_dtype: str | None) -> list[str]:
+def _told(model: Model, priced: Price, phase: str, weights_dtype: str | None, cache_dtype: str | None) -> list[str]:
     said = []
     if weights_dtype:
-        said.append(f"matrices are stored in {weights_dtype} without scales; products run in the graph's own dtype")
+        said.append(f"matrices are stored in {weights_dtype} without scales; products keep the graph's dtype")
     if cache_dtype:
         said.append(f"keys and values are stored in {cache_dtype} without scales")
+    if phase == "prefill" and any(item.op == "attend_cached" for item in priced.items):
+        said.append(
+            "prefill attends over every slot of the cache besides this call's own keys, as attend_cached runs, "
+            "though the cache is empty at first"
+        )
     if (whole := model.parameter_count()) != priced.parameter_count():
         said.append(f"this phase uses {priced.parameter_count():,} of the model's {whole:,} parameters")
     return said
-
-
-__all__ = ["Item", "Plan", "Work", "at", "plan_graph", "simulate"]

@@ -1,14 +1,15 @@
 """Quantities with their units: reading ``197 TFLOP/s``, ``16 GiB``, ``819 GB/s``; writing them for people.
 
-Inside the cost model every number is SI and its unit stands in the name (``hbm_bytes_per_s``); units exist only at
-the two edges, here. Decimal and binary prefixes are never mixed up: GB is 1e9 bytes, GiB is 2**30. Bits are written
-``bit``, because ``Gb/s`` and ``GB/s`` differ by one shift key and by a factor of eight.
+Inside the cost model every number is SI and its unit stands in the name (``hbm_bytes_per_s``); units exist
+only at the two edges, here. Decimal and binary prefixes are never mixed up: GB is 1e9 bytes, GiB is 2**30.
+Bits are written ``bit``, because ``Gb/s`` and ``GB/s`` differ by one shift key and by a factor of eight.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from compiler.errors import nearest
 
@@ -92,7 +93,7 @@ def _meant(unit: str, dimension: str) -> str | None:
 
 
 # -- for people
-def _scaled(value: float, steps: tuple[tuple[float, str], ...], digits: int = 3) -> str:
+def _scaled(value: float, steps: Sequence[tuple[float, str]], digits: int = 3) -> str:
     """``value`` in the largest step that leaves at least 1, with ``digits`` significant digits."""
     if not math.isfinite(value):
         return f"{value} {steps[-1][1]}"
@@ -110,17 +111,17 @@ def _digits(value: float, digits: int) -> str:
     return f"{value:,.{min(places, 12)}f}"
 
 
-_GIB = tuple((_BINARY[p], f"{p}B") for p in ("Ti", "Gi", "Mi", "Ki")) + ((1.0, "B"),)
-_GB = tuple((_DECIMAL[p], f"{p}B") for p in ("P", "T", "G", "M", "k")) + ((1.0, "B"),)
+_GIB = (*((_BINARY[p], f"{p}B") for p in ("Ti", "Gi", "Mi", "Ki")), (1.0, "B"))
+_GB = (*((_DECIMAL[p], f"{p}B") for p in ("P", "T", "G", "M", "k")), (1.0, "B"))
 _PER_S = tuple((size, f"{unit}/s") for size, unit in _GB)
-_FLOP = tuple((_DECIMAL[p], f"{p}FLOP") for p in ("E", "P", "T", "G", "M", "k")) + ((1.0, "FLOP"),)
+_FLOP = (*((_DECIMAL[p], f"{p}FLOP") for p in ("E", "P", "T", "G", "M", "k")), (1.0, "FLOP"))
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _COUNT = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def memory_text(size_bytes: float) -> str:
-    """Capacity, in binary units: ``15.8 GiB``."""
-    return _scaled(size_bytes, _GIB)
+    """Capacity, in binary units: ``15.75 GiB``."""
+    return _scaled(size_bytes, _GIB, 4)
 
 
 def traffic_text(size_bytes: float) -> str:

@@ -102,9 +102,7 @@ class Attention(Block):
             q, k, v, causal=causal, window=self.window, scale=self.scale, softcap=self.softcap,
             queries=self.over, keys=keys, lengths=None if causal else env.lengths(keys),
         )  # fmt: skip
-        return env.linear(
-            h, "out", [(x.axes[-1], x.type.sizes[-1])], over=("heads", "head_dim"), bias=self.bias.out
-        )
+        return env.linear(h, "out", [(x.axes[-1], x.type.sizes[-1])], over=("heads", "head_dim"), bias=self.bias.out)
 
 
 def _key_axis(context: Value, b: Any) -> str:

@@ -33,9 +33,7 @@ class MoE(Block):
         weights, chosen = b.route(logits, self.active, self.normalise)
         rows, order, groups = b.apply(Dispatch(Size.of(self.experts)), env.compute(x), chosen)
 
-        def product(
-            h: Value, name: str, inner: tuple[str, Size | int], outer: tuple[str, Size | int]
-        ) -> Value:
+        def product(h: Value, name: str, inner: tuple[str, Size | int], outer: tuple[str, Size | int]) -> Value:
             w = env.weight(name, [("experts", self.experts), inner], to=[outer])
             return b.one(ExpertDot((inner[0],)), h, env.compute(w), groups)
 

@@ -22,9 +22,7 @@ class ShortConvBlock(Block):
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
         b, axis = env.b, x.axes[-1]
         size = x.type.size(axis)
-        y = b.short_conv(
-            env.compute(x), env.compute(env.weight("kernel", [(axis, size), ("window", self.width)]))
-        )
+        y = b.short_conv(env.compute(x), env.compute(env.weight("kernel", [(axis, size), ("window", self.width)])))
         if self.bias:
             y = b.add(y, env.compute(env.weight("bias", [(axis, size)], init="zeros")))
         return y

@@ -58,9 +58,7 @@ class Region(Builder):
         assert self.parent is not None
         named = [(f"carry{i}", self.use(v)) for i, v in enumerate(carried)]
         named += [(n, self.use(v)) for n, v in outputs]
-        named += [
-            (f"state{i}", self.use(self._new_states.get(a.id, a))) for i, (_, a) in enumerate(self._states)
-        ]
+        named += [(f"state{i}", self.use(self._new_states.get(a.id, a))) for i, (_, a) in enumerate(self._states)]
         # capturing may go on while outputs are named, so the groups are read only now
         captures = [(v, self.captured[v.id]) for v in self.capture_order]
         groups = [self._carried, captures, self._stacked, self._states]

@@ -16,9 +16,7 @@ DTYPE_BITS = {
 class TypeProblem(Exception):
     """An op's operands do not fit; the caller adds the place in the spec."""
 
-    def __init__(
-        self, code: str, message: str, allowed: Iterable[str] = (), suggestion: str | None = None
-    ) -> None:
+    def __init__(self, code: str, message: str, allowed: Iterable[str] = (), suggestion: str | None = None) -> None:
         super().__init__(message)
         self.code, self.message, self.allowed, self.suggestion = code, message, tuple(allowed), suggestion
 
@@ -40,9 +38,7 @@ class TensorType:
 
     def size(self, axis: str) -> Size:
         if axis not in self.axes:
-            raise TypeProblem(
-                "missing-axis", f"needs an axis {axis}, found [{' '.join(self.axes)}]", self.axes
-            )
+            raise TypeProblem("missing-axis", f"needs an axis {axis}, found [{' '.join(self.axes)}]", self.axes)
         return self.sizes[self.axes.index(axis)]
 
     @property
@@ -82,8 +78,6 @@ def broadcast(types: Iterable[TensorType]) -> tuple[tuple[str, Size], ...]:
     for t in longest:
         for axis, size in t.pairs:
             if axis in seen and seen[axis] != size:
-                raise TypeProblem(
-                    "axis-mismatch", f"axis {axis} is {seen[axis]} on one side and {size} on the other"
-                )
+                raise TypeProblem("axis-mismatch", f"axis {axis} is {seen[axis]} on one side and {size} on the other")
             seen.setdefault(axis, size)
     return tuple(seen.items())

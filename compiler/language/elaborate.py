@@ -168,14 +168,10 @@ def _kind(
     return value
 
 
-def _slot(
-    slot: Slot, spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame
-) -> Value | None:
+def _slot(slot: Slot, spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
     """The node that the caller passed, with the caller's args and the dims of this place."""
     if ports:
-        raise Fault(
-            "unknown-port", f"{spec.kind} is a node given by the caller: only `from: name` goes beside it", ()
-        )
+        raise Fault("unknown-port", f"{spec.kind} is a node given by the caller: only `from: name` goes beside it", ())
     if spec.args is not None:
         raise Fault("unknown-key", f"{spec.kind} is a node given by the caller and takes no options here")
     scope = frame.env.scope.with_args(slot.args)
@@ -204,9 +200,7 @@ def user_block(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], 
     scope = dataclasses.replace(frame.env.scope, args=args)
     scope = bind_dims(definition.dims, scope, problems)
     env = frame.env.but(scope=scope)
-    inner = Frame(
-        env, {**ports}, frame, frame.defs, ambiguous=frame.ambiguous, stack=(*frame.stack, spec.kind)
-    )
+    inner = Frame(env, {**ports}, frame, frame.defs, ambiguous=frame.ambiguous, stack=(*frame.stack, spec.kind))
     with _placed(frame, spec, path_name):
         frame.paths[spec.name or spec.kind] = env.share or env.b.path
         if definition.program is not None:
@@ -263,9 +257,7 @@ def _bind(spec: NodeSpec, definition: Any, frame: Frame) -> dict[str, Any] | Non
     bound: dict[str, Any] = dict(scope.top)
     for name, default in declared.items():
         raw, where, own = (
-            (given[name], _where(given, name), False)
-            if name in given
-            else (default, _where(declared, name), True)
+            (given[name], _where(given, name), False) if name in given else (default, _where(declared, name), True)
         )
         here = dataclasses.replace(scope, args=bound) if own else scope
         try:

@@ -70,9 +70,7 @@ class Env:
         own = () if self.inline_layer is None else (Layers(self.inline_layer, 1, 1),)
         stack = (*self.layers, *own)
         label = path + "".join(f"[{s}]" if s.count > 1 else f"[{s.start}]" for s in stack)
-        op = Parameter(
-            path, label, len(axes) if to is not None else None, self.init or init, not self.frozen, stack
-        )
+        op = Parameter(path, label, len(axes) if to is not None else None, self.init or init, not self.frozen, stack)
         known = self.weights.ops.get(label)
         if known is not None and not self.share:
             raise SpecError(
@@ -93,9 +91,7 @@ class Env:
             self.weights.leaves[label] = b.append(op, (), (t,))[0]
             self.weights.ops[label] = op
         elif self.weights.leaves[label].type != t:
-            raise SpecError(
-                Problem("axis-mismatch", f"{label} is shared with another shape: {t}", b.position)
-            )
+            raise SpecError(Problem("axis-mismatch", f"{label} is shared with another shape: {t}", b.position))
         return self.weights.leaves[label]
 
     def number(self, value: float | tuple[float, ...], dtype: str) -> Value:

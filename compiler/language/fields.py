@@ -134,17 +134,13 @@ def _axis(scope: Scope, raw: Any, what: str) -> AxisArg:
     return scope.axis(raw, what, "hidden")
 
 
-_EXPRESSION = {
-    "anyOf": [{"type": "number"}, {"type": "string", "description": "an expression over dims and args"}]
-}
+_EXPRESSION = {"anyOf": [{"type": "number"}, {"type": "string", "description": "an expression over dims and args"}]}
 Number = _field(lambda s, raw, what: float(s.static(raw, what)), _EXPRESSION)
 OptionalNumber = _field(_optional_number, {"anyOf": [*_EXPRESSION["anyOf"], {"type": "null"}]})
 PerLayer = _field(_per_layer, _EXPRESSION)  # a float, or a tuple of one float a layer of the repeat
 Count = _field(lambda s, raw, what: s.count(raw, what), _EXPRESSION)
 OptionalCount = _field(_window, {"anyOf": [*_EXPRESSION["anyOf"], {"type": "null"}]})
-Flag = _field(
-    _flag, {"anyOf": [{"type": "boolean"}, {"type": "string", "description": "an argument's name"}]}
-)
+Flag = _field(_flag, {"anyOf": [{"type": "boolean"}, {"type": "string", "description": "an argument's name"}]})
 Axis = _field(_axis, _EXPRESSION)
 
 
@@ -164,11 +160,7 @@ def _word(raw: Any, info: ValidationInfo) -> Any:
     """An enum word, or the name of an arg that holds one."""
     if isinstance(info.context, dict) and isinstance(raw, str):
         given = info.context["scope"].args.get(raw)
-        return (
-            given
-            if isinstance(given, (str, bool)) or (raw in info.context["scope"].args and given is None)
-            else raw
-        )
+        return given if isinstance(given, (str, bool)) or (raw in info.context["scope"].args and given is None) else raw
     return raw
 
 
@@ -187,9 +179,7 @@ def validate(model: type[Args], raw: Any, scope: Scope, kind: str, position: Pos
     return made if len(scope.problems.items) == before else None
 
 
-def report(
-    error: Any, raw: Any, scope: Scope, kind: str, position: Position | None, model: type[BaseModel]
-) -> None:
+def report(error: Any, raw: Any, scope: Scope, kind: str, position: Position | None, model: type[BaseModel]) -> None:
     """Turns one pydantic error into a problem with its place in the YAML."""
     where, value = position, raw
     path: list[str] = []

@@ -60,9 +60,7 @@ def residual(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
 
 def _combine(fn: str, spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
     branches = _branches(spec, "branches")
-    values = [
-        node(item, where, x, frame) for item, where in zip(branches, branches.item_position, strict=True)
-    ]
+    values = [node(item, where, x, frame) for item, where in zip(branches, branches.item_position, strict=True)]
     total = values[0]
     for value in values[1:]:
         if total is None or value is None:
@@ -87,22 +85,14 @@ def product(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
 def concat(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
     """Branches joined along an axis: {axis: embed, of: [a, b]}."""
     raw = spec.args
-    if (
-        not isinstance(raw, YMap)
-        or not isinstance(raw.get("axis"), str)
-        or not isinstance(raw.get("of"), YList)
-    ):
+    if not isinstance(raw, YMap) or not isinstance(raw.get("axis"), str) or not isinstance(raw.get("of"), YList):
         raise Fault("wrong-type", "concat takes {axis: name, of: [branches]}", ("axis", "of"))
     for key in raw:
         if key not in ("axis", "of"):
-            raise Fault(
-                "unknown-key", f"concat has no option {key}", ("axis", "of"), nearest(key, ("axis", "of"))
-            )
+            raise Fault("unknown-key", f"concat has no option {key}", ("axis", "of"), nearest(key, ("axis", "of")))
     branches = raw["of"]
     assert isinstance(branches, YList)
-    values = [
-        node(item, where, x, frame) for item, where in zip(branches, branches.item_position, strict=True)
-    ]
+    values = [node(item, where, x, frame) for item, where in zip(branches, branches.item_position, strict=True)]
     known = [v for v in values if v is not None]
     return frame.env.b.concat(*known, axis=raw["axis"]) if known and len(known) == len(values) else None
 
@@ -135,9 +125,7 @@ def repeat(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
         if times > MAX_LAYERS:
             raise Fault("out-of-range", f"times = {times} layers", (f"at most {MAX_LAYERS}",))
     except Fault as e:
-        problems.add(
-            e.code, e.message, raw.value_position["times"], allowed=e.allowed, suggestion=e.suggestion
-        )
+        problems.add(e.code, e.message, raw.value_position["times"], allowed=e.allowed, suggestion=e.suggestion)
         times = len(cycle)  # go on with one trip, to find what else is wrong
     if x is None:  # the input failed already: nothing below can be judged
         return None
@@ -172,9 +160,7 @@ def _region(cycle: YList, trips: int, start: int, x: Value, frame: Frame) -> Val
         value = node(item, where, value, _inside(frame, env))
         if value is not None and value.type != x.type:
             sides = f"[{x.type}] into [{value.type}]"
-            raise Fault(
-                "axis-mismatch", f"a layer of a repeat must keep its input's shape; this one turns {sides}"
-            )
+            raise Fault("axis-mismatch", f"a layer of a repeat must keep its input's shape; this one turns {sides}")
     if value is None:
         return None
     results, _, _ = region.close([value])

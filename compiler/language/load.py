@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Document:
     spec: Spec
     raw: YMap
     files: tuple[Path, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def models_folder() -> Path:
@@ -48,9 +49,7 @@ def find(name: str, beside: Path | None = None) -> Path:
     known = shipped()
     if name in known:
         return known[name]
-    raise SpecError(
-        Problem("unknown-spec", f"no spec is called {name}", None, tuple(known), nearest(name, known))
-    )
+    raise SpecError(Problem("unknown-spec", f"no spec is called {name}", None, tuple(known), nearest(name, known)))
 
 
 def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Document:
@@ -162,7 +161,7 @@ def check(raw: YMap, files: tuple[Path, ...] = (), overrides: Mapping[str, Any] 
             _report(error, raw, problems)
     problems.raise_if_any()
     assert spec is not None
-    return Document(spec, raw, files)
+    return Document(spec, raw, files, dict(overrides or {}))
 
 
 def _override(raw: YMap, overrides: Mapping[str, Any], problems: Problems) -> None:

@@ -110,11 +110,7 @@ def _scope(spec: Spec, raw: YMap, problems: Problems) -> Scope:
                     scope = scope.with_args({**scope.args, name: scope.value(value)})
             except Fault as e:
                 problems.add(e.code, e.message, where, allowed=e.allowed, suggestion=e.suggestion)
-                scope = (
-                    scope.with_dims({name: 1})
-                    if section == "dims"
-                    else scope.with_args({**scope.args, name: 1})
-                )
+                scope = scope.with_dims({name: 1}) if section == "dims" else scope.with_args({**scope.args, name: 1})
     return dataclasses.replace(scope, top=scope.args)
 
 
@@ -159,18 +155,14 @@ def _chains(spec: Spec, raw: YMap, frame: Frame) -> dict[str, Value | None]:
         return {}
     values: dict[str, Value | None] = {}
     for name, nodes in graph.items():
-        inner = Frame(
-            frame.env, frame.values, None, frame.defs, frame.seen, frame.ambiguous, paths=frame.paths
-        )
+        inner = Frame(frame.env, frame.values, None, frame.defs, frame.seen, frame.ambiguous, paths=frame.paths)
         values[name] = frame.values[name] = chain(nodes, graph.value_position[name], start, inner)
         if values[name] is not None:
             frame.env.b.names[name] = values[name]  # type: ignore[assignment]
     return values
 
 
-def _outputs(
-    spec: Spec, raw: YMap, values: dict[str, Value | None], frame: Frame
-) -> list[tuple[str, Value | None]]:
+def _outputs(spec: Spec, raw: YMap, values: dict[str, Value | None], frame: Frame) -> list[tuple[str, Value | None]]:
     if spec.outputs is None:
         last = list(values.items())[-1:]
         return last
@@ -209,9 +201,7 @@ def _check_names(spec: Spec, raw: YMap, scope: Scope, problems: Problems) -> Non
                     table.key_position[name],
                 )
             elif not name.isidentifier():
-                problems.add(
-                    "bad-name", f"'{name}' is no name: letters, digits and _ only", table.key_position[name]
-                )
+                problems.add("bad-name", f"'{name}' is no name: letters, digits and _ only", table.key_position[name])
 
 
 def _check_paths(spec: Spec, raw: YMap, leaves: Mapping[str, Any], problems: Problems) -> None:

@@ -66,9 +66,7 @@ def read_node(raw: Any, position: Position | None, problems: Problems) -> NodeSp
                 problems.add("wrong-type", f"{key} takes {what}, found {raw[key]!r}", raw.value_position[key])
                 good = False
     if "name" in meta and not str(meta["name"]).isidentifier():
-        problems.add(
-            "bad-name", f"'{meta['name']}' is no name: letters, digits and _ only", raw.value_position["name"]
-        )
+        problems.add("bad-name", f"'{meta['name']}' is no name: letters, digits and _ only", raw.value_position["name"])
         good = False
     if "dtype" in raw:
         if raw["dtype"] in DTYPES:

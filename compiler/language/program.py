@@ -33,9 +33,7 @@ def run(definition: Any, x: Value, ports: Mapping[str, Value | None], frame: Fra
         try:
             names[name] = _param(name, raw, frame)
         except Fault as e:
-            problems.add(
-                e.code, f"weight {name}: {e.message}", where, allowed=e.allowed, suggestion=e.suggestion
-            )
+            problems.add(e.code, f"weight {name}: {e.message}", where, allowed=e.allowed, suggestion=e.suggestion)
             names[name] = None
     if "output" not in definition.program:
         raise Fault("missing-key", "a program needs output: the block's value", ("output",))
@@ -166,9 +164,7 @@ def _call(tree: Call, names: dict[str, Any], frame: Frame) -> Any:
             nearest(tree.name, known),
         )
     values = [a.leaf if isinstance(a, Weight) else a for a in args]
-    values = [
-        frame.env.compute(v) if isinstance(v, Value) and v.type.dtype != "float32" else v for v in values
-    ]
+    values = [frame.env.compute(v) if isinstance(v, Value) and v.type.dtype != "float32" else v for v in values]
     options = {k: _option(v, names, frame) for k, v in tree.kwargs}
     try:
         return getattr(b, tree.name)(*values, **options)

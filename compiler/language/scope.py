@@ -41,9 +41,7 @@ class Slot:
 class Fault(Exception):
     """One problem with a value; the place is added by who knows it."""
 
-    def __init__(
-        self, code: str, message: str, allowed: tuple[str, ...] = (), suggestion: str | None = None
-    ) -> None:
+    def __init__(self, code: str, message: str, allowed: tuple[str, ...] = (), suggestion: str | None = None) -> None:
         super().__init__(message)
         self.code, self.message, self.allowed, self.suggestion = code, message, allowed, suggestion
 
@@ -108,9 +106,7 @@ class Scope:
         if float(value) != int(value):
             raise Fault("not-whole", f"{what} must be a whole number, found {value:g}")
         if value < least:
-            raise Fault(
-                "out-of-range", f"{what} must be at least {least}, found {int(value)}", (f">= {least}",)
-            )
+            raise Fault("out-of-range", f"{what} must be at least {least}, found {int(value)}", (f">= {least}",))
         if value > 10**12:
             raise Fault("out-of-range", f"{what} = {int(value)} is beyond any size (at most 10**12)")
         return int(value)
@@ -125,9 +121,7 @@ class Scope:
                 raise Fault(e.code, f"{e.message} in '{raw}'", (), e.suggestion) from None
             if isinstance(tree, Name):
                 given = self.args.get(tree.id)
-                axis = (
-                    given.axis if isinstance(given, AxisArg) else tree.id if tree.id in self.dims else default
-                )
+                axis = given.axis if isinstance(given, AxisArg) else tree.id if tree.id in self.dims else default
         return AxisArg(axis, self.count(raw, what))
 
     def value(self, raw: Any) -> Any:

@@ -25,9 +25,7 @@ class InputSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["tokens", "features", "image", "video"]
-    axes: list[str] | None = Field(
-        None, description="features: axis names; a dim gives a fixed size, others vary"
-    )
+    axes: list[str] | None = Field(None, description="features: axis names; a dim gives a fixed size, others vary")
     size: list[Any] | None = Field(None, description="image, video: height and width")
     channels: int = 3
     frames: Any = None
@@ -58,9 +56,7 @@ class BlockSpec(BaseModel):
         if (self.body is None) == (self.program is None):
             raise PydanticCustomError("missing-key", "a block has either a body or a program")
         if self.params is not None and self.program is None:
-            raise PydanticCustomError(
-                "misplaced-key", "params belong to a program; a body's nodes own theirs"
-            )
+            raise PydanticCustomError("misplaced-key", "params belong to a program; a body's nodes own theirs")
         for name, value, kind in (("args", self.args, dict), ("dims", self.dims, dict), ("params", self.params, dict),
                                   ("body", self.body, list), ("program", self.program, dict)):  # fmt: skip
             if value is not None and not isinstance(value, kind):
@@ -75,12 +71,8 @@ class WeightsSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     layout: str = Field("in out", description="of linear maps: 'out in' for torch Linear")
     tensors: dict[str, Any] = Field(default_factory=dict, description="our.path: their.name [= layout]")
-    ignore: list[str] = Field(
-        default_factory=list, description="their tensors that are not ours, `*` allowed"
-    )
-    padded: list[str] = Field(
-        default_factory=list, description="axes that a checkpoint may hold fewer rows of"
-    )
+    ignore: list[str] = Field(default_factory=list, description="their tensors that are not ours, `*` allowed")
+    padded: list[str] = Field(default_factory=list, description="axes that a checkpoint may hold fewer rows of")
     variables: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -31,9 +31,7 @@ class Source:
     positions: Array | None = None  # None: this call's own keys, aligned with the queries
 
 
-def _laid_out(
-    op: _Attention, node: Node, q: Array, k: Array, v: Array
-) -> tuple[Array, Array, Array, tuple[str, ...]]:
+def _laid_out(op: _Attention, node: Node, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array, tuple[str, ...]]:
     """q [b, t, kv, group, d], k and v [b, s, kv, d]; other batch axes are folded into b."""
     qv, kv_, vv = node.operands[:3]
     batch = tuple(a for a in qv.axes if a not in (op.queries, op.heads, op.dim))
@@ -57,10 +55,7 @@ def _back(op: _Attention, node: Node, y: Array, batch: tuple[str, ...], like: Ar
 
 def _scores(op: _Attention, q: Array, k: Array, precision: Any) -> Array:
     """Scaled and capped scores [b, kv, group, t, s] in float32."""
-    s = (
-        jnp.einsum("btkgd,bskd->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32)
-        * op.scale
-    )
+    s = jnp.einsum("btkgd,bskd->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32) * op.scale
     return jnp.tanh(s / op.softcap) * op.softcap if op.softcap else s
 
 
@@ -128,11 +123,7 @@ def pairs(op: _Attention, t: int, s: int, aligned: bool) -> tuple[np.ndarray, np
 
 def _padded(x: Array, axis: int, block: int, value: int = 0) -> Array:
     extra = -x.shape[axis] % block
-    return (
-        jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)], constant_values=value)
-        if extra
-        else x
-    )
+    return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)], constant_values=value) if extra else x
 
 
 def blocked(
@@ -198,14 +189,10 @@ IMPLEMENTATIONS = {"plain": plain, "blocked": blocked}
 
 
 @lowers(Attend)
-def _attend(
-    ctx: Context, node: Node, q: Array, k: Array, v: Array, lengths: Array | None = None
-) -> tuple[Array, ...]:
+def _attend(ctx: Context, node: Node, q: Array, k: Array, v: Array, lengths: Array | None = None) -> tuple[Array, ...]:
     op: Any = node.op
     ql, kl, vl, batch = _laid_out(op, node, q, k, v)
-    out, sums = IMPLEMENTATIONS[op.implementation](
-        op, ql, [Source(kl, vl)], None, lengths, ctx.precision(q.dtype)
-    )
+    out, sums = IMPLEMENTATIONS[op.implementation](op, ql, [Source(kl, vl)], None, lengths, ctx.precision(q.dtype))
     return _back(op, node, out.astype(q.dtype), batch, q), _back(op, node, sums, batch, q)
 
 

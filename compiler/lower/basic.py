@@ -170,9 +170,7 @@ def _all_gather(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 @lowers(collective.ReduceScatter)
 def _reduce_scatter(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     op: Any = node.op
-    return (
-        jax.lax.psum_scatter(x, op.mesh_axis, scatter_dimension=node.result.axes.index(op.axis), tiled=True),
-    )
+    return (jax.lax.psum_scatter(x, op.mesh_axis, scatter_dimension=node.result.axes.index(op.axis), tiled=True),)
 
 
 @lowers(collective.AllToAll)

@@ -62,9 +62,7 @@ def _expert_dot(ctx: Context, node: Node, x: Array, w: Array, groups: Array) -> 
             right.axes,
             ("experts", *op.contract, *(a for a in right.axes if a not in ("experts", *op.contract))),
         )
-        y = jax.lax.ragged_dot(
-            x, w, groups, precision=ctx.precision(x.dtype), preferred_element_type=jnp.float32
-        )
+        y = jax.lax.ragged_dot(x, w, groups, precision=ctx.precision(x.dtype), preferred_element_type=jnp.float32)
         return (y.astype(out.dtype),)
     letters = dict(zip(dict.fromkeys([*left.axes, *right.axes]), string.ascii_letters, strict=False))
     sides = ["".join(letters[a] for a in axes) for axes in (left.axes, right.axes, out.axes)]
@@ -92,18 +90,14 @@ def _dense_weights(weights: Array, chosen: Array, experts_count: int) -> Array:
 
 
 @lowers(experts.Collect)
-def _collect(
-    ctx: Context, node: Node, y: Array, weights: Array, chosen: Array, order: Array
-) -> tuple[Array, ...]:
+def _collect(ctx: Context, node: Node, y: Array, weights: Array, chosen: Array, order: Array) -> tuple[Array, ...]:
     op: Any = node.op
     axes = node.operands[0].axes
     if op.implementation == "dense":
         rest = tuple(a for a in node.result.axes if a not in node.operands[1].axes)
         y = align(y, axes, (*node.operands[1].axes[:-1], "experts", *rest))
         spread = _dense_weights(weights, chosen, y.shape[len(node.operands[1].axes) - 1])
-        total = jnp.einsum(
-            "...e,...ed->...d", spread, y.astype(jnp.float32), precision=ctx.precision(jnp.float32)
-        )
+        total = jnp.einsum("...e,...ed->...d", spread, y.astype(jnp.float32), precision=ctx.precision(jnp.float32))
         return (total.astype(y.dtype),)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
     rows = jnp.take(y, back, axis=0).reshape(*weights.shape, *y.shape[1:]).astype(jnp.float32)

@@ -87,11 +87,12 @@ def program(
     sizes: Mapping[str, int],
     *,
     logits: str | None = None,
+    fresh: bool = False,
     choice: Choice = Choice(),
 ) -> Program:
     """The program of a phase. ``sizes``: batch, seq (positions of one call), capacity (longest sequence that the
     cache holds), and the model's other variable axes. Raises PhaseError, SpecError."""
-    made = phase_graph(model, phase, logits)
+    made = phase_graph(model, phase, logits, fresh)
     numbers = sizes_of(made, sizes)
     graph = select(made.graph, numbers, choice)
     states = {label: t for label, (_, t) in made.states().items()}

@@ -59,9 +59,7 @@ def _recur(ctx: Context, node: Node, value: Array, decay: Array, state: Any = No
     order = ("batch", op.axis, *(a for a in axes if a not in ("batch", op.axis)))
     value, decay = (align(x, v.axes, order) for x, v in zip((value, decay), node.operands, strict=False))
     if state is not None:
-        state = align(read(state), node.operands[2].axes, tuple(a for a in order if a != op.axis)).astype(
-            jnp.float32
-        )
+        state = align(read(state), node.operands[2].axes, tuple(a for a in order if a != op.axis)).astype(jnp.float32)
     if op.reverse:
         value, decay = jnp.flip(value, 1), jnp.flip(decay, 1)
     states = recur(value, decay, state, op.implementation)

@@ -30,9 +30,7 @@ def _append(ctx: Context, node: Node, cache: Any, new: Array, start: Array, vali
     if length > slots:  # only the last ``slots`` valid entries of a row stay
         first = jnp.maximum(valid - slots, 0)
         index = first[:, None] + jnp.arange(slots)
-        new = jnp.take_along_axis(
-            new, jnp.minimum(index, length - 1).reshape(*index.shape, *[1] * (new.ndim - 2)), 1
-        )
+        new = jnp.take_along_axis(new, jnp.minimum(index, length - 1).reshape(*index.shape, *[1] * (new.ndim - 2)), 1)
         step = index
     else:
         step = jnp.broadcast_to(jnp.arange(length), (new.shape[0], length))
@@ -52,23 +50,15 @@ def _pick(x: Array, index: Array) -> Array:
 
 
 @lowers(KeepLast)
-def _keep_last(
-    ctx: Context, node: Node, old: Any, states: Array, start: Array, valid: Array
-) -> tuple[Any, ...]:
+def _keep_last(ctx: Context, node: Node, old: Any, states: Array, start: Array, valid: Array) -> tuple[Any, ...]:
     states = align(states, node.operands[1].axes, ("batch", "seq", *node.operands[0].axes[1:]))
     last = _pick(states, jnp.maximum(valid - 1, 0))[:, 0]
     before = read(old)
-    return (
-        _store(
-            old, jnp.where((valid > 0).reshape(-1, *[1] * (last.ndim - 1)), last.astype(before.dtype), before)
-        ),
-    )
+    return (_store(old, jnp.where((valid > 0).reshape(-1, *[1] * (last.ndim - 1)), last.astype(before.dtype), before)),)
 
 
 @lowers(KeepTail)
-def _keep_tail(
-    ctx: Context, node: Node, tail: Any, new: Array, start: Array, valid: Array
-) -> tuple[Any, ...]:
+def _keep_tail(ctx: Context, node: Node, tail: Any, new: Array, start: Array, valid: Array) -> tuple[Any, ...]:
     rest = tuple(a for a in node.operands[0].axes if a not in ("batch", "taps"))
     before = read(tail)
     axes = node.operands[0].axes

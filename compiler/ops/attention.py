@@ -117,8 +117,11 @@ class Attend(_Attention):
             return s.state(name, kind, x.type.resize(self.keys, slots).rename({self.keys: "slots"}))
 
         old_k, old_v = cache("key", k), cache("value", v)
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        out = s.b.apply(AttendCached(**fields), q, k, v, old_k, old_v, s.start)
+        if s.fresh:  # the cache is empty: it is only written
+            out = s.b.apply(self, q, k, v)
+        else:
+            fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            out = s.b.apply(AttendCached(**fields), q, k, v, old_k, old_v, s.start)
         s.write("key", old_k, k, "append")
         s.write("value", old_v, v, "append")
         return out

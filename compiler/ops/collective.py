@@ -33,9 +33,7 @@ class AllReduce(_Collective):
 
     name: ClassVar[str] = "all_reduce"
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (grads[0],)
 
 
@@ -47,9 +45,7 @@ class AllGather(_Collective):
     name: ClassVar[str] = "all_gather"
     axis: str = ""
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.one(ReduceScatter(self.mesh_axis, self.axis), grads[0]),)
 
 
@@ -61,9 +57,7 @@ class ReduceScatter(_Collective):
     name: ClassVar[str] = "reduce_scatter"
     axis: str = ""
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.one(AllGather(self.mesh_axis, self.axis), grads[0]),)
 
 
@@ -76,9 +70,7 @@ class AllToAll(_Collective):
     scattered: str = ""
     gathered: str = ""
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         back = AllToAll(self.mesh_axis, self.gathered, self.scattered)
         return (None if grads[0] is None else b.one(back, grads[0]),)
 
@@ -91,7 +83,5 @@ class Permute(_Collective):
     name: ClassVar[str] = "permute"
     by: int = 1
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.one(Permute(self.mesh_axis, -self.by), grads[0]),)

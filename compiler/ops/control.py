@@ -54,9 +54,7 @@ class Repeat(Op):
                 raise TypeProblem("axis-mismatch", f"a repeated layer turns {t} into {outs[i]}")
         for t in (*stacked, *states):
             if t.axes[0] != self.axis or t.sizes[0] != self.trips:
-                raise TypeProblem(
-                    "axis-mismatch", f"a stack {t} does not have {self.axis}={self.trips} in front"
-                )
+                raise TypeProblem("axis-mismatch", f"a stack {t} does not have {self.axis}={self.trips} in front")
         ys = outs[self.carried : len(outs) - self.states]
         stacks = [TensorType.make([(self.axis, Size.of(self.trips)), *t.pairs], t.dtype) for t in ys]
         return (*carried, *stacks, *states)

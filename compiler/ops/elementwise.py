@@ -58,15 +58,9 @@ TABLE: dict[str, Rule] = {
     "add": Rule(2, 1, 0, lambda b, i, o, g: (g, g), meaning="x + y"),
     "sub": Rule(2, 1, 0, lambda b, i, o, g: (g, b.neg(g)), meaning="x - y"),
     "mul": Rule(2, 1, 0, lambda b, i, o, g: (b.mul(g, i[1]), b.mul(g, i[0])), meaning="x * y"),
-    "div": Rule(
-        2, 1, 0, lambda b, i, o, g: (b.div(g, i[1]), b.neg(b.div(b.mul(g, o), i[1]))), meaning="x / y"
-    ),
-    "max": Rule(
-        2, 1, 0, lambda b, i, o, g: (b.mul(g, _greater(b, i[0], i[1])), b.mul(g, _greater(b, i[1], i[0])))
-    ),
-    "min": Rule(
-        2, 1, 0, lambda b, i, o, g: (b.mul(g, _greater(b, i[1], i[0])), b.mul(g, _greater(b, i[0], i[1])))
-    ),
+    "div": Rule(2, 1, 0, lambda b, i, o, g: (b.div(g, i[1]), b.neg(b.div(b.mul(g, o), i[1]))), meaning="x / y"),
+    "max": Rule(2, 1, 0, lambda b, i, o, g: (b.mul(g, _greater(b, i[0], i[1])), b.mul(g, _greater(b, i[1], i[0])))),
+    "min": Rule(2, 1, 0, lambda b, i, o, g: (b.mul(g, _greater(b, i[1], i[0])), b.mul(g, _greater(b, i[0], i[1])))),
     "neg": Rule(1, 1, 0, lambda b, i, o, g: (b.neg(g),)),
     "abs": Rule(1, 1, 0, lambda b, i, o, g: (b.mul(g, b.sign(i[0])),)),
     "sign": Rule(1, 1, 0, lambda b, i, o, g: (None,)),
@@ -75,9 +69,7 @@ TABLE: dict[str, Rule] = {
     "sqrt": Rule(1, 0, 1, lambda b, i, o, g: (b.div(b.mul(g, 0.5), o),)),
     "rsqrt": Rule(1, 0, 1, lambda b, i, o, g: (b.mul(b.mul(g, -0.5), b.mul(o, b.mul(o, o))),)),
     "tanh": Rule(1, 0, 1, lambda b, i, o, g: (b.mul(g, b.sub(1.0, b.mul(o, o))),)),
-    "erf": Rule(
-        1, 0, 1, lambda b, i, o, g: (b.mul(g, b.mul(b.exp(b.neg(b.mul(i[0], i[0]))), 1.1283791670955126)),)
-    ),
+    "erf": Rule(1, 0, 1, lambda b, i, o, g: (b.mul(g, b.mul(b.exp(b.neg(b.mul(i[0], i[0]))), 1.1283791670955126)),)),
     "sigmoid": Rule(1, 2, 1, lambda b, i, o, g: (b.mul(g, b.mul(o, b.sub(1.0, o))),)),
     "softplus": Rule(1, 2, 2, _by(lambda b, x: b.sigmoid(x)), meaning="log(1 + exp(x))"),
     "square": Rule(1, 1, 0, lambda b, i, o, g: (b.mul(b.mul(g, 2.0), i[0]),)),
@@ -120,9 +112,7 @@ class Map(Op):
         rule, n = TABLE[self.fn], outs[0].elements
         return moved(ins, outs, vector=n * rule.flops, transcendental=n * rule.transcendental)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return tuple(None for _ in ins)
         derivative = TABLE[self.fn].derivative
@@ -143,9 +133,7 @@ class Cast(Op):
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (ins[0].with_dtype(self.dtype),)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         g = grads[0]
         if g is None or not ins[0].type.dtype.startswith(("float", "bfloat")):
             return (None,)
@@ -163,9 +151,7 @@ class StopGradient(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost()
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None,)
 
 

@@ -32,9 +32,7 @@ class Route(Op):
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         experts = ins[0].size("experts").constant
         if not 1 <= self.active <= experts:
-            raise TypeProblem(
-                "out-of-range", f"chooses {self.active} of {experts} experts", [f"1 to {experts}"]
-            )
+            raise TypeProblem("out-of-range", f"chooses {self.active} of {experts} experts", [f"1 to {experts}"])
         out = TensorType.make([*ins[0].drop("experts").pairs, ("active", self.active)], "float32")
         return out, out.with_dtype("int32")
 
@@ -42,9 +40,7 @@ class Route(Op):
         n = ins[0].elements
         return moved(ins, outs, vector=n * 5, transcendental=n)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return (None,)
         (weights, chosen), (logits,) = outs, ins
@@ -75,9 +71,7 @@ class OneHot(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return moved(ins, outs, vector=outs[0].elements)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return None, None
         return b.one(PickExperts(), grads[0], ins[1]), None
@@ -94,13 +88,9 @@ class PickExperts(Op):
     name: ClassVar[str] = "pick_experts"
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
-        return (
-            TensorType.make([*ins[0].drop("experts").pairs, ("active", ins[1].size("active"))], ins[0].dtype),
-        )
+        return (TensorType.make([*ins[0].drop("experts").pairs, ("active", ins[1].size("active"))], ins[0].dtype),)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return None, None
         return b.one(OneHot(ins[0].type.size("experts")), grads[0], ins[1]), None
@@ -132,9 +122,7 @@ class Dispatch(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost() if self.implementation == "dense" else moved(outs[:1], outs)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return None, None
         if self.implementation == "dense":
@@ -175,9 +163,7 @@ class ExpertDot(Op):
         inner = product(ins[0].size(a) for a in self.contract)
         return moved(ins[:2], outs, matrix=outs[0].elements * inner * 2)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return None, None, None
         x, w, groups = ins
@@ -209,18 +195,12 @@ class ExpertOuter(Op):
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         x, g, _ = ins
-        return (
-            TensorType.make(
-                [("experts", self.experts), *x.drop("rows").pairs, *g.drop("rows").pairs], "float32"
-            ),
-        )
+        return (TensorType.make([("experts", self.experts), *x.drop("rows").pairs, *g.drop("rows").pairs], "float32"),)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return moved(ins[:2], outs, matrix=ins[0].elements * ins[1].drop("rows").elements * 2)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return tuple(None for _ in ins)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
@@ -243,9 +223,7 @@ class Collect(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return moved(ins[:2], outs, vector=ins[0].elements * 2)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return None, None, None, None
         y, weights, chosen, order = ins
@@ -272,9 +250,7 @@ class CollectGradient(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return moved(ins, outs, vector=ins[1].elements * 3)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return tuple(None for _ in ins)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:

@@ -34,9 +34,7 @@ class Dot(Op):
                 )
         for axis in set(a.axes) & set(b.axes):
             if a.size(axis) != b.size(axis):
-                raise TypeProblem(
-                    "axis-mismatch", f"{axis} is {a.size(axis)} on one side, {b.size(axis)} on the other"
-                )
+                raise TypeProblem("axis-mismatch", f"{axis} is {a.size(axis)} on one side, {b.size(axis)} on the other")
         kept = [p for p in a.pairs if p[0] not in self.contract]
         new = [p for p in b.pairs if p[0] not in a.axes]
         return (TensorType.make(kept + new, self.dtype),)

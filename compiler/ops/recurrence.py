@@ -41,17 +41,13 @@ class Recur(Op):
         # an associative scan does about twice the work of a step-by-step one
         return moved(ins, outs, vector=n * (2 if self.implementation == "step" else 5), transcendental=n)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         (h,), (g,) = outs, grads
         if g is None:
             return tuple(None for _ in ins)
         before = -1 if self.reverse else 1  # h_(t-1) in the direction of time
         decay = b.cast(ins[1], "float32")
-        back = b.one(
-            Recur(self.axis, not self.reverse, self.implementation), g, b.shift(decay, self.axis, -before)
-        )
+        back = b.one(Recur(self.axis, not self.reverse, self.implementation), g, b.shift(decay, self.axis, -before))
         earlier = b.shift(h, self.axis, before)
         if len(ins) > 2:
             earlier = b.first(earlier, ins[2], self.axis, self.reverse)
@@ -96,17 +92,13 @@ class ShortConv(Op):
         kernel.size(self.taps)
         for axis, size in kernel.drop(self.taps).pairs:
             if x.size(axis) != size:
-                raise TypeProblem(
-                    "axis-mismatch", f"{axis} is {x.size(axis)} in the input, {size} in the kernel"
-                )
+                raise TypeProblem("axis-mismatch", f"{axis} is {x.size(axis)} in the input, {size} in the kernel")
         return (x,)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return moved(ins, outs, vector=outs[0].elements * ins[1].size(self.taps) * 2)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None or len(ins) > 2:
             return tuple(None for _ in ins)
         x, kernel = ins
@@ -156,9 +148,7 @@ class Shift(Op):
         ins[0].size(self.axis)
         return ins
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.shift(grads[0], self.axis, -self.by),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:

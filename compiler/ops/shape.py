@@ -27,14 +27,10 @@ class Arrange(Op):
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         if sorted(self.axes) != sorted(ins[0].axes):
-            raise TypeProblem(
-                "axis-mismatch", f"cannot arrange [{' '.join(ins[0].axes)}] as [{' '.join(self.axes)}]"
-            )
+            raise TypeProblem("axis-mismatch", f"cannot arrange [{' '.join(ins[0].axes)}] as [{' '.join(self.axes)}]")
         return (TensorType.make([(a, ins[0].size(a)) for a in self.axes], ins[0].dtype),)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.arrange(grads[0], ins[0].axes),)
 
 
@@ -55,9 +51,7 @@ class Rename(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost()
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.one(Rename(self.new, self.old), grads[0]),)
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
@@ -87,9 +81,7 @@ class Split(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost()
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.merge(grads[0], self.names, self.axis),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
@@ -119,9 +111,7 @@ class Merge(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost()
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         sizes = tuple(ins[0].type.size(n) for n in self.names)
         return (None if grads[0] is None else b.one(Split(self.axis, self.names, sizes), grads[0]),)
 
@@ -149,9 +139,7 @@ class Reduce(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return moved(ins, outs, vector=ins[0].elements)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         (x,), (y,), (g,) = ins, outs, grads
         if g is None:
             return (None,)
@@ -185,9 +173,7 @@ class Expand(Op):
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (TensorType.make([*zip(self.names, self.sizes, strict=True), *ins[0].pairs], ins[0].dtype),)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.reduce(grads[0], "sum", self.names),)
 
 
@@ -206,9 +192,7 @@ class Concat(Op):
             total = total + t.size(self.axis)
         return (first.resize(self.axis, total),)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return tuple(None for _ in ins)
         parts, start = [], Size.of(0)
@@ -242,9 +226,7 @@ class Slice(Op):
             raise TypeProblem("out-of-range", f"takes {self.axis} up to {end} of {whole}")
         return (ins[0].resize(self.axis, self.size),)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return (None,)
         whole = ins[0].type.size(self.axis)
@@ -270,9 +252,7 @@ class Pad(Op):
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (ins[0].resize(self.axis, self.before + ins[0].size(self.axis) + self.after),)
 
-    def gradient(
-        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
-    ) -> Grads:
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return (None,)
         return (b.one(Slice(self.axis, self.before, ins[0].type.size(self.axis)), grads[0]),)

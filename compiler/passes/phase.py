@@ -50,26 +50,20 @@ class PhaseGraph:
     pendings: tuple[_Pending, ...] = field(default=())
 
     def states(self) -> dict[str, tuple[State, TensorType]]:
-        return {
-            n.op.label: (n.op, n.result.type) for n in self.graph.leaves(State) if isinstance(n.op, State)
-        }
+        return {n.op.label: (n.op, n.result.type) for n in self.graph.leaves(State) if isinstance(n.op, State)}
 
     def inputs(self) -> dict[str, TensorType]:
         return {n.op.label: n.result.type for n in self.graph.leaves(Input) if isinstance(n.op, Input)}
 
     def parameters(self) -> dict[str, TensorType]:
-        return {
-            n.op.label: n.result.type for n in self.graph.leaves(Parameter) if isinstance(n.op, Parameter)
-        }
+        return {n.op.label: n.result.type for n in self.graph.leaves(Parameter) if isinstance(n.op, Parameter)}
 
 
-def phase_graph(model: Model, phase: str, logits: str | None = None) -> PhaseGraph:
+def phase_graph(model: Model, phase: str, logits: str | None = None, fresh: bool = False) -> PhaseGraph:
     """The graph of ``phase``. ``logits``: "last" (each row's last valid position; the default of prefill) or "all".
-    Raises PhaseError for an unknown phase, and where a block looks ahead in a streaming phase."""
+    ``fresh``: the state is empty (a prompt's first call), so caches are written and not read. Raises PhaseError for an unknown phase, and where a block looks ahead in a streaming phase."""
     if phase not in PHASES:
-        raise PhaseError(
-            Problem("unknown-phase", f"no phase is called {phase}", None, PHASES, nearest(phase, PHASES))
-        )
+        raise PhaseError(Problem("unknown-phase", f"no phase is called {phase}", None, PHASES, nearest(phase, PHASES)))
     if phase == "forward":
         return PhaseGraph(phase, prune(model.graph))
     if model.streaming_input is None:
@@ -84,7 +78,7 @@ def phase_graph(model: Model, phase: str, logits: str | None = None) -> PhaseGra
     flows = dependence(model.graph, model.streaming_input)
     if phase == "encode":
         return PhaseGraph(phase, prune(Encode(flows).run(model.graph)))
-    streaming = Streaming(flows, deferred=phase in ("verify", "commit"))
+    streaming = Streaming(flows, deferred=phase in ("verify", "commit"), fresh=fresh)
     graph = streaming.run(model.graph)
     streaming.problems.raise_if_any(PhaseError)
     if phase == "commit":
@@ -96,11 +90,11 @@ def phase_graph(model: Model, phase: str, logits: str | None = None) -> PhaseGra
 
 class Streaming(Replay):
     """Rewrites a graph so that it extends a state by the positions of one call. Ops use ``b``, ``start``,
-    ``state`` and ``write``."""
+    ``fresh``, ``state`` and ``write``."""
 
-    def __init__(self, flows: Dependence, deferred: bool) -> None:
+    def __init__(self, flows: Dependence, deferred: bool, fresh: bool = False) -> None:
         super().__init__()
-        self.flows, self.deferred = flows, deferred
+        self.flows, self.deferred, self.fresh = flows, deferred, fresh
         self.problems = Problems()
         rows = TensorType.make([("batch", BATCH)], "int32")
         self.start = self.b.append(State("length", "length"), (), (rows,))[0]
@@ -184,9 +178,7 @@ class Streaming(Replay):
         """A value that encode computed."""
         label = self.flows.label(v)
         if isinstance(self.b, Region) and self.flows.inside(v):
-            above = TensorType(
-                (self.b.axis, *v.type.axes), (Size.of(self.b.trips), *v.type.sizes), v.type.dtype
-            )
+            above = TensorType((self.b.axis, *v.type.axes), (Size.of(self.b.trips), *v.type.sizes), v.type.dtype)
             assert self.b.parent is not None
             return self.b.stacked(self.b.parent.append(State(label, "context"), (), (above,))[0])
         root = self.b
@@ -226,9 +218,7 @@ class Streaming(Replay):
 
     def region_closed(self, region: Region, extra: list[Value], states: list[Value]) -> None:
         self.results += [(name, stack) for (name, _), stack in zip(self.region_pending, extra, strict=True)]
-        self.results += [
-            (f"state:{label}", stack) for (label, _), stack in zip(self.open, states, strict=True)
-        ]
+        self.results += [(f"state:{label}", stack) for (label, _), stack in zip(self.open, states, strict=True)]
 
 
 class Encode(Replay):
@@ -246,9 +236,7 @@ class Encode(Replay):
             elif isinstance(node.op, Repeat):
                 outputs += self.partial(node)
         outputs += [
-            (f"state:{self.flows.label(v)}", self.map[v.id])
-            for v in self.flows.boundary
-            if not self.flows.inside(v)
+            (f"state:{self.flows.label(v)}", self.map[v.id]) for v in self.flows.boundary if not self.flows.inside(v)
         ]
         return self.b.finish(outputs)
 

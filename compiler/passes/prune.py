@@ -11,11 +11,7 @@ def prune(graph: Graph) -> Graph:
     live = {v.id for _, v in graph.outputs}
     kept = []
     for node in reversed(graph.nodes):
-        if (
-            isinstance(node.op, Repeat)
-            or any(v.id in live for v in node.results)
-            or node.op.name == "argument"
-        ):
+        if isinstance(node.op, Repeat) or any(v.id in live for v in node.results) or node.op.name == "argument":
             if not isinstance(node.op, Repeat) or any(v.id in live for v in node.results):
                 kept.append(_inside(node))
                 live.update(v.id for v in node.operands)

@@ -360,9 +360,7 @@ def _compute(expr: Expr, values: list[Any], library: Any) -> Any:
 def _sensible(value: Any, expr: Expr) -> Any:
     """``value`` if it is a number, or an array of numbers, within the bounds."""
     array = hasattr(value, "dtype")
-    if isinstance(value, bool) or not (
-        value.dtype.kind in "iuf" if array else isinstance(value, int | float)
-    ):
+    if isinstance(value, bool) or not (value.dtype.kind in "iuf" if array else isinstance(value, int | float)):
         raise ExprError("not a number", expr.column, code="not-a-number")
     small = abs(value) <= MAX_NUMBER
     if not (small.all() if array else small):

@@ -98,9 +98,7 @@ def _checked(job: Job, target: Target) -> Job:
     if unknown:
         raise TargetError(Problem("bad-job", f"there is no artifact {unknown[0]!r}", None, ARTIFACTS))
     if not 0 < job.time_limit <= LONGEST:
-        raise TargetError(
-            f"the time limit is {job.time_limit} s, not above 0 and at most {LONGEST}", "bad-job"
-        )
+        raise TargetError(f"the time limit is {job.time_limit} s, not above 0 and at most {LONGEST}", "bad-job")
     job = dataclasses.replace(job, target=target.text, out=str(Path(job.out).expanduser().resolve()))
     try:
         job.to_json()

@@ -56,9 +56,7 @@ def readable(text: str, lowered: Any) -> tuple[str, str | None]:
     return f"// {note}\n{short}", note
 
 
-def compile_lowered(
-    lowered: Any, target: Target, options: dict[str, Any]
-) -> tuple[dict[str, Any], str | None]:
+def compile_lowered(lowered: Any, target: Target, options: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The compiler's verdict as fields of a Result, and the optimised HLO."""
     try:
         compiled = lowered.compile(compiler_options=options or None)
@@ -67,9 +65,7 @@ def compile_lowered(
         if is_refusal(message):
             needed, available = refusal_sizes(message)
             return _refused("compiler", message, needed, available), None
-        raise TargetError(
-            f"the compiler for {target} failed: {first_line(error)}", "compiler-failed"
-        ) from error
+        raise TargetError(f"the compiler for {target} failed: {first_line(error)}", "compiler-failed") from error
     memory = memory_figures(compiled.memory_analysis())
     notes: list[str] = []
     outcome: dict[str, Any] = {"verdict": "accepted", "memory": memory, "notes": notes}

@@ -23,9 +23,7 @@ def devices(target: Target) -> list[Any]:
     else:
         found = _tpu(target) if target.platform == "tpu" else _gpu(target)
     if len(found) != target.devices:
-        raise TargetError(
-            f"{target} has {target.devices} devices, and the compiler gives {len(found)}", "devices"
-        )
+        raise TargetError(f"{target} has {target.devices} devices, and the compiler gives {len(found)}", "devices")
     return found
 
 
@@ -66,9 +64,7 @@ def _described(target: Target, name: str, platform: str, options: dict[str, Any]
     try:
         return list(topologies.get_topology_desc(name, platform, **options).devices)
     except (JaxRuntimeError, NotImplementedError, RuntimeError) as error:
-        raise TargetError(
-            f"the compiler does not know {target}: {str(error).splitlines()[0]}", "devices"
-        ) from error
+        raise TargetError(f"the compiler does not know {target}: {str(error).splitlines()[0]}", "devices") from error
 
 
 @lru_cache

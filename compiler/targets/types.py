@@ -186,9 +186,7 @@ def _gpu(text: str, parts: Sequence[str]) -> Target:
     name = parts[0] if parts else ""
     if name not in names:
         raise _unknown_chip(text, "GPU", name.upper(), GPU_CHIPS)
-    allowed = [
-        f"gpu:{name}:<hosts>x<gpus> with 1 to {MOST_GPU_HOSTS} hosts, 1 to {MOST_GPUS_A_HOST} GPUs each"
-    ]
+    allowed = [f"gpu:{name}:<hosts>x<gpus> with 1 to {MOST_GPU_HOSTS} hosts, 1 to {MOST_GPUS_A_HOST} GPUs each"]
     if len(parts) > 2:
         raise _error("unknown-target", f"{text!r} has the unknown part {parts[2]!r}", allowed)
     topology = parts[1] if len(parts) == 2 else "1x1"

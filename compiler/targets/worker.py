@@ -105,13 +105,9 @@ class Compile:
         self.seconds["total"] = round(time.perf_counter() - start, 4)
         self.files["result"] = str(self.out / "result.json")
         notes = [*verdict.pop("notes", ()), *self.notes]
-        return Result(
-            **{**verdict, "seconds": self.seconds, "files": self.files, "notes": tuple(dict.fromkeys(notes))}
-        )
+        return Result(**{**verdict, "seconds": self.seconds, "files": self.files, "notes": tuple(dict.fromkeys(notes))})
 
-    def _verdict(
-        self, lowered: Any, program_hash: str, options: dict[str, Any]
-    ) -> tuple[dict[str, Any], str | None]:
+    def _verdict(self, lowered: Any, program_hash: str, options: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """The stored verdict on this program, or the compiler's."""
         versions = environment.versions(self.target)
         entry = cache.key(program_hash, versions)

@@ -133,7 +133,9 @@ class GGUFSource(Source):
         if len(shape) == 1 and block > 1:  # blocks run along the only axis
             return self._dequantised(t, t.offset, t.bytes, dequantize)[start:stop]
         row = t.bytes // shape[0] if shape[0] else 0
-        values = self._dequantised(t, t.offset + start * row, (stop - start) * row, dequantize, shape[-1] // block * width)
+        values = self._dequantised(
+            t, t.offset + start * row, (stop - start) * row, dequantize, shape[-1] // block * width
+        )
         return values.reshape(stop - start, *shape[1:])
 
     def _dequantised(self, t: Stored, offset: int, count: int, dequantize: Any, width: int = 0) -> np.ndarray:

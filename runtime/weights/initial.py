@@ -83,7 +83,7 @@ def random(model: Model, seed: int, dtype: str | None = None) -> Weights:
         array = np.zeros(tuple(int(s.constant) for s in t.sizes), NAMES[dtype or t.dtype])
         for layer, index in layers_of(op, t):
             digest = hashlib.sha256(f"{op.path} {layer}".encode()).digest()
-            generator = np.random.default_rng([seed, *np.frombuffer(digest, "<u4")])
+            generator = np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
             flat = array[(*index, ...)].reshape(-1)  # a view: the axes after the layers lie together
             for start in range(0, flat.size, CHUNK):
                 count = min(CHUNK, flat.size - start)

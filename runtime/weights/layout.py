@@ -160,7 +160,9 @@ def _resolve(layout: Layout, parts: tuple[Part, ...], dims: tuple[tuple[str, int
 def resolve(layout: Layout, parts: Sequence[Part], dims: Mapping[str, int]) -> tuple[Recipe, ...]:
     """One recipe for each part. ``dims`` gives sizes of axes that only the layout names. Raises LayoutFault."""
     if len(parts) > 1 and not layout.fused:
-        raise LayoutFault(f"a fused tensor's layout needs {PARTS} where the parts lie, found '{layout}'", (f"{PARTS} in",))
+        raise LayoutFault(
+            f"a fused tensor's layout needs {PARTS} where the parts lie, found '{layout}'", (f"{PARTS} in",)
+        )
     named = {n for place in layout.places for n in place}
     return _resolve(layout, tuple(parts), tuple(sorted((k, v) for k, v in dims.items() if k in named)))
 
@@ -201,8 +203,11 @@ class _Placed:
             raise LayoutFault(f"'{self.layout}': {self.part.name} is a plain tensor and has no {name}", axes)
         named = {n for p in self.layout.places for n in p}
         side = axes[:count] if name == "in" else axes[count:]
-        per_copy = [a for a in side if a not in PER and a not in named]
-        return per_copy or ["1"]
+        side = [a for a in side if a not in PER]
+        left = [a for a in side if a not in named]
+        if side and not left:
+            raise LayoutFault(f"'{self.layout}': {self.part.name} has no {name} that is not named already", axes)
+        return left or ["1"]  # a map to one number: torch keeps an axis for it
 
     def _refuse(self, foreign: Sequence[str]) -> None:
         missing = f" has no place for {', '.join(self.free)}" if self.free and not self.layout.fused else ""
@@ -252,7 +257,13 @@ class _Placed:
                     inner += self._free()
                     continue
                 factors: list[_Factor]
-                factors = [(f"1.{len(inner)}", "one")] if name == "1" else [(outer[name], "outer")] if name in outer else self._theirs(name)
+                factors = (
+                    [(f"1.{len(inner)}", "one")]
+                    if name == "1"
+                    else [(outer[name], "outer")]
+                    if name in outer
+                    else self._theirs(name)
+                )
                 full += [self._size(f) for f in factors]
                 inner += factors
             shape.append(math.prod(full[before:]))

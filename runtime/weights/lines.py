@@ -109,7 +109,9 @@ class _Reader:
                 continue
             for path in line.paths:
                 if path in found:
-                    self.problems.add("duplicate-path", f"{path} is mapped twice: also by '{found[path].key}'", line.position)
+                    self.problems.add(
+                        "duplicate-path", f"{path} is mapped twice: also by '{found[path].key}'", line.position
+                    )
                 found[path] = line
         return tuple(dict.fromkeys(found.values()))
 

@@ -60,7 +60,9 @@ def load(
                 ours = piece.of(arrays[piece.label])
                 view = piece.recipe.view(ours)
                 for theirs, into in piece.recipe.steps(CHUNK):
-                    values = piece.recipe.own(source.read(tensor.name, theirs.start, theirs.stop), into.stop - into.start)
+                    values = piece.recipe.own(
+                        source.read(tensor.name, theirs.start, theirs.stop), into.stop - into.start
+                    )
                     _copy(view[into], _in(values, tensor), tensor.name)
                 done += ours.nbytes
                 if progress:
@@ -98,14 +100,17 @@ def fit(table: Mapping_, source: Source) -> tuple[list[Tensor], dict[str, int]]:
     """The tensors with the shapes that the file has, and the rows of padded axes. Raises WeightsError with all misfits."""
     problems: list[Problem] = []
     extra = [n for n in source.tensors if n not in table.tensors and not table.ignores(n)]
-    found, rows = [], {}
+    found: list[Tensor] = []
+    rows: dict[str, int] = {}
     guesses = 20  # the nearest name costs time
     for name, tensor in table.tensors.items():
         stored, where = source.tensors.get(name), tensor.line.position
         if stored is None:
             hint = nearest(name, extra) if guesses > 0 else None
             guesses -= 1
-            problems.append(Problem("missing-tensor", f"{source.path.name} lacks {name} ({tensor.line.key})", where, (), hint))
+            problems.append(
+                Problem("missing-tensor", f"{source.path.name} lacks {name} ({tensor.line.key})", where, (), hint)
+            )
             continue
         fitted = table.fitted(tensor, stored.shape)
         if fitted is None or any(rows.get(a, n) != n for a, n in fitted[1].items()):
@@ -181,7 +186,9 @@ def export(
     count = len(shards)
     names = [out.name] if single else ["model.safetensors"] if count == 1 else [
         f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]  # fmt: skip
-    there = [directory / names[0]] if single else [*directory.glob("model*.safetensors"), directory / safetensors_io.INDEX]
+    there = (
+        [directory / names[0]] if single else [*directory.glob("model*.safetensors"), directory / safetensors_io.INDEX]
+    )
     if old := [p.name for p in there if p.exists()]:
         raise WeightsError(Problem("already-exists", f"{directory} already holds {', '.join(sorted(old)[:3])}"))
     written: list[tuple[Path, Path]] = []
@@ -246,7 +253,9 @@ def _check_arrays(model: Model, arrays: Mapping[str, np.ndarray]) -> None:
         if label not in arrays:
             problems.append(Problem("missing-tensor", f"no array for {label}", None, (), nearest(label, arrays)))
         elif arrays[label].shape != shape:
-            problems.append(Problem("misshaped-tensor", f"{label} is {list(arrays[label].shape)}, the model has {list(shape)}"))
+            problems.append(
+                Problem("misshaped-tensor", f"{label} is {list(arrays[label].shape)}, the model has {list(shape)}")
+            )
     problems += [Problem("extra-tensor", f"the model has no parameter {n}", None, (), nearest(n, model.parameters))
                  for n in arrays if n not in model.parameters]  # fmt: skip
     if problems:

@@ -94,7 +94,11 @@ def compile(model: Model, format: str) -> Mapping_:
     """The table of one format. Raises WeightsError with every fault of its lines."""
     if format not in model.spec.weights:
         known = tuple(model.spec.weights)
-        what = f"the spec of {model.name} has no weights.{format}" if known else f"the spec of {model.name} maps no weights"
+        what = (
+            f"the spec of {model.name} has no weights.{format}"
+            if known
+            else f"the spec of {model.name} maps no weights"
+        )
         raise WeightsError(Problem("unknown-format", what, None, known, nearest(format, known)))
     problems = Problems()
     table = _Compiler(model, format, problems).run()

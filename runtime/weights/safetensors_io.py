@@ -76,13 +76,18 @@ def read_header(path: Path) -> dict[str, Stored]:
     with path.open("rb") as file:
         start = file.read(8)
         if len(start) < 8:
-            refuse("weights-truncated", f"{path} has {size} bytes; a safetensors file begins with 8 bytes of header length")
+            refuse(
+                "weights-truncated", f"{path} has {size} bytes; a safetensors file begins with 8 bytes of header length"
+            )
         length = int.from_bytes(start, "little")
         if length > min(MAX_HEADER, size - 8):
             if start[:2] == b"PK" or start[:1] == b"\x80":
                 refuse("pickle-refused", f"{path} is a pickle under another name, which can run any code")
             what = "longer than any header" if length > MAX_HEADER else f"but only {size - 8:,} bytes follow"
-            refuse("bad-header", f"{path} is no safetensors file or is cut off: its header would be {length:,} bytes, {what}")
+            refuse(
+                "bad-header",
+                f"{path} is no safetensors file or is cut off: its header would be {length:,} bytes, {what}",
+            )
         raw = file.read(length)
     try:
         table = json.loads(raw.decode("utf-8"))

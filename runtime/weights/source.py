@@ -110,7 +110,9 @@ def open_source(path: str | Path) -> Source:
     if start == b"GGUF":
         return GGUFSource(path)
     if path.suffix in PICKLES or start[:2] == b"PK" or start[:1] == b"\x80":
-        refuse("pickle-refused", f"{path} is a pickle, which can run any code: convert it to safetensors", allowed=forms)
+        refuse(
+            "pickle-refused", f"{path} is a pickle, which can run any code: convert it to safetensors", allowed=forms
+        )
     if path.name.endswith(".index.json"):
         return SafetensorsSource(path.parent)
     refuse("unknown-weights", f"{path} is neither safetensors nor GGUF", allowed=forms)

@@ -219,9 +219,7 @@ def test_the_deepest_tree_allowed_parses_back(op: str, side: str) -> None:
         parse(to_text(Unary("-", tree)))
 
 
-SOUP = st.lists(st.sampled_from([*"()[],=+-*/%^.'\"<x1_ ", "**", "//", "1e9", "9**9", "max(", "if "])).map(
-    "".join
-)
+SOUP = st.lists(st.sampled_from([*"()[],=+-*/%^.'\"<x1_ ", "**", "//", "1e9", "9**9", "max(", "if "])).map("".join)
 
 
 @settings(deadline=None)  # the machine may be busy

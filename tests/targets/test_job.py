@@ -28,9 +28,7 @@ def missing(platform: str) -> bool:
     return False
 
 
-needs_tpu = pytest.mark.skipif(
-    missing("tpu"), reason="the TPU compiler (libtpu) is not installed: blockgraph[tpu]"
-)
+needs_tpu = pytest.mark.skipif(missing("tpu"), reason="the TPU compiler (libtpu) is not installed: blockgraph[tpu]")
 needs_gpu = pytest.mark.skipif(missing("gpu"), reason="the GPU compiler is not installed: blockgraph[gpu]")
 
 
@@ -78,9 +76,7 @@ def test_a_cpu_job_is_compiled_once(tmp_path: Path, own_cache: Path) -> None:
     stored.write_bytes(gzip.compress(b"HloModule of somebody else"))
     third = run(Job("cpu:8", UPDATE, {}, str(tmp_path / "two"), 120, artifacts=("stablehlo",)))
     assert not third.cached
-    assert (
-        set(third.files) == {"stablehlo", "result"} and not (tmp_path / "two" / "optimised_hlo.txt").exists()
-    )
+    assert set(third.files) == {"stablehlo", "result"} and not (tmp_path / "two" / "optimised_hlo.txt").exists()
 
 
 def test_the_order_of_devices_is_part_of_the_program(tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""The verbs of Blockgraph in Python; the command line calls these. JAX is imported by the verbs that run a program."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compiler.errors import BlockgraphError, Problem
+from compiler.language.load import shipped
+from compiler.language.model import Model, load, loads
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from compiler.targets import Result
+    from runtime.trace import Record
+
+Progress = Callable[[str], None]
+LARGEST = 10**9  # batch, lengths
+
+
+def specs() -> dict[str, Path]:
+    """The shipped specs by name."""
+    return shipped()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler said of one phase on one target, and where the artifacts are."""
+
+    model: str
+    phase: str
+    batch: int
+    length: int
+    chunk: int | None
+    result: Result
+    out: Path
+
+    def as_json(self) -> dict[str, Any]:
+        head = {"model": self.model, "phase": self.phase, "batch": self.batch, "length": self.length, "chunk": self.chunk}
+        return {**head, **self.result.as_json()}
+
+
+def check_size(name: str, value: int, least: int = 1) -> int:
+    """A size given by the user. Raises BlockgraphError naming it."""
+    if not least <= value <= LARGEST:
+        raise BlockgraphError(Problem("out-of-range", f"{name} = {value}", None, (f"{least} to {LARGEST:,}",)))
+    return value
+
+
+def compile(  # noqa: A001
+    model: Model | str,
+    target: str,
+    *,
+    phase: str = "forward",
+    batch: int = 1,
+    length: int = 2048,
+    chunk: int | None = None,
+    out: str | Path | None = None,
+    sizes: Mapping[str, int] | None = None,
+    logits: str | None = None,
+    time_limit: float = 600.0,
+    export: bool = True,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compiles a phase with the target's real compiler, in a child process. ``length``: positions of the call for
+    forward and prefill (there at most ``chunk`` a call), room of the cache for all streaming phases. Writes
+    stablehlo.txt, optimised_hlo.txt, artifact.jaxexport and summary.json into ``out`` (default: a temporary folder).
+    Raises TargetError where there is no verdict; a program that does not fit is a verdict."""
+    from compiler.passes.phase import phase_graph
+    from compiler.targets import Job, run
+
+    model = load(model) if isinstance(model, str) else model
+    check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
+    phase_graph(model, phase, logits)  # a phase that the model cannot run is told here, before a child starts
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="blockgraph-compile-"))
+    source, overrides = origin(model)
+    kwargs = {
+        "spec": source, "overrides": overrides, "phase": phase, "batch": batch, "length": length, "chunk": chunk,
+        "sizes": dict(sizes or {}), "logits": logits, "export": export,
+    }  # fmt: skip
+    result = run(Job(target, "compiler.lower.entry:build", kwargs, str(folder), time_limit), progress)
+    compiled = Compiled(model.name, phase, batch, length, chunk, result, folder)
+    write_json(folder / "summary.json", compiled.as_json())
+    return compiled
+
+
+def origin(model: Model) -> tuple[str, str]:
+    """Where a child process finds the same model: a path and the overrides as JSON. Raises for a spec from a text."""
+    if not model.document.files:
+        raise BlockgraphError(Problem("no-file", f"{model.name} was made from a text: write it to a file to compile it"))
+    return str(model.document.files[0].resolve()), json.dumps(dict(model.document.overrides))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes under a temporary name, then renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def simulate(model: Model | str, machine: str, **options: Any) -> Any:
+    """A plan: FLOPs, bytes, memory and roofline time of a phase on a machine. See costmodel.simulate."""
+    from costmodel.simulate import simulate as run
+
+    return run(load(model) if isinstance(model, str) else model, machine, **options)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A new token and the text that it completes (empty while a character is not whole)."""
+
+    row: int
+    token: int
+    text: str
+    done: bool
+
+
+def generate(
+    model: Model | str,
+    weights: str | Path,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    chat: bool = False,
+    tokenizer: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Piece]:
+    """Continues prompts, a piece a token. ``weights``: a .gguf or .safetensors file or a folder of shards; the
+    tokenizer comes from it, or from the tokenizer.json beside it, unless given. Greedy at temperature 0."""
+    from runtime.generate import generate as run
+    from runtime.sample import Sampling
+    from runtime.text.tokenizer import tokenizer as read_tokenizer
+    from runtime.weights.load import load as read_weights
+
+    model = load(model) if isinstance(model, str) else model
+    sampling = Sampling(temperature, top_p, top_k, seed)
+    words = read_tokenizer(_tokenizer_file(Path(weights), tokenizer))
+    ids = [words.chat([{"role": "user", "content": p}]) if chat else words.encode(p) for p in prompts]
+    loaded = read_weights(model, Path(weights), progress=progress)
+    stop = {i for i in words.end_ids if i is not None}
+    decoders = [words.stream() for _ in prompts]
+    for t in run(model, loaded.arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=loaded.rows.get("vocab")):
+        text = "" if t.id < 0 else decoders[t.row].add(t.id)
+        yield Piece(t.row, t.id, text + (decoders[t.row].end() if t.done else ""), t.done)
+
+
+def _tokenizer_file(weights: Path, given: str | Path | None) -> Path:
+    if given is not None:
+        return Path(given)
+    if weights.suffix == ".gguf":
+        return weights
+    folder = weights if weights.is_dir() else weights.parent
+    found = folder / "tokenizer.json"
+    if not found.is_file():
+        raise BlockgraphError(Problem("no-tokenizer", f"no tokenizer.json beside {weights}: give --tokenizer"))
+    return found
+
+
+def parameters(model: Model, weights: str | Path | None, seed: int = 0, progress: Any = None) -> dict[str, Any]:
+    """Arrays by parameter label: from a file, or random by the spec's initialisers."""
+    from runtime.weights.initial import random
+    from runtime.weights.load import load as read_weights
+
+    if weights is None:
+        return dict(random(model, seed).arrays)
+    return dict(read_weights(model, Path(weights), progress=progress).arrays)
+
+
+def trace(
+    model: Model | str,
+    weights: str | Path | None = None,
+    *,
+    tokens: Sequence[Sequence[int]],
+    seed: int = 0,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    reference: str | Path | None = None,
+    tolerance: float = 1e-3,
+    out: str | Path | None = None,
+) -> tuple[list[Record], Record | None]:
+    """Values at every node in one forward pass over ``tokens`` [batch][length], and the first node that is not
+    finite or differs from ``reference`` (an .npz of an earlier trace) by more than tolerance x its rms."""
+    import numpy as np
+
+    from runtime import trace as tracing
+
+    model = load(model) if isinstance(model, str) else model
+    ids = np.asarray(tokens, np.int32)
+    values = tracing.trace(
+        model, parameters(model, weights, seed), {str(model.streaming_input): ids, **(inputs or {})}, sizes=sizes
+    )
+    other = None
+    if reference is not None:
+        other = tracing.read_reference(Path(reference))
+    if out is not None:
+        tracing.save(values, Path(out))
+    made = tracing.records(values, other)
+    return made, tracing.first_difference(made, tolerance)
+
+
+def export(
+    model: Model | str, weights: str | Path, out: str | Path, *, format: str = "huggingface", progress: Any = None  # noqa: A002
+) -> list[Path]:
+    """Writes weights as safetensors under the published names of ``format``."""
+    from runtime.weights.load import export as write
+    from runtime.weights.load import load as read_weights
+
+    model = load(model) if isinstance(model, str) else model
+    loaded = read_weights(model, Path(weights), progress=progress)
+    return list(write(model, loaded.arrays, Path(out), format=format))
+
+
+__all__ = [
+    "Compiled", "Model", "Piece", "compile", "export", "generate", "load", "loads", "parameters", "simulate", "specs",
+    "trace",
+]  # fmt: skip

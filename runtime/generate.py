@@ -1,0 +1,59 @@
+"""Generation: prefill, then one decode call a token, rows finishing on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import BlockgraphError, Problem
+from compiler.language.model import Model
+from runtime.sample import Sampler, Sampling
+from runtime.session import CHUNK, Session
+
+
+@dataclass(frozen=True)
+class Token:
+    """One new token of one row; ``done`` with the row's last."""
+
+    row: int
+    id: int
+    done: bool
+
+
+def generate(
+    model: Model,
+    params: Mapping[str, Any],
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int = 64,
+    sampling: Sampling = Sampling(),
+    stop: Collection[int] = (),
+    vocab: int | None = None,
+    capacity: int | None = None,
+    chunk: int = CHUNK,
+) -> Iterator[Token]:
+    """Continues each prompt by up to ``max_tokens`` tokens or until one of ``stop``, which is not given out.
+    ``vocab``: ids below this are real (the rest pads the table)."""
+    if max_tokens < 1:
+        raise BlockgraphError(Problem("out-of-range", f"max_tokens = {max_tokens}", None, ("at least 1",)))
+    longest = max((len(p) for p in prompts), default=0)
+    need = longest + max_tokens
+    session = Session(model, params, batch=len(prompts), capacity=capacity or need, chunk=min(chunk, max(longest, 1)))
+    sampler = Sampler(sampling, len(prompts))
+    active = np.ones(len(prompts), bool)
+    tokens = sampler.draw(session.prefill(prompts), vocab)
+    for step in range(max_tokens):
+        last = step == max_tokens - 1
+        for row in np.flatnonzero(active):
+            token = int(tokens[row])
+            if token in stop:
+                active[row] = False
+                yield Token(int(row), -1, True)
+            else:
+                yield Token(int(row), token, last)
+        if last or not active.any():
+            return
+        tokens = sampler.draw(session.decode(tokens, active), vocab)
