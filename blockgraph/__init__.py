@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from blockgraph import house
@@ -17,15 +18,16 @@ __version__ = "0.1.0"
 house.secure()
 
 
-def __getattr__(name: str) -> Any:
-    from blockgraph import api
+VERBS = (
+    "Compiled", "Model", "Piece", "compile", "export", "generate", "load", "loads", "parameters", "simulate", "specs", "trace",
+)  # fmt: skip
 
-    if name in api.__all__:
-        return getattr(api, name)
+
+def __getattr__(name: str) -> Any:
+    if name in VERBS:
+        return getattr(importlib.import_module("blockgraph.api"), name)
     raise AttributeError(f"module 'blockgraph' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    from blockgraph import api
-
-    return sorted([*api.__all__, "__version__"])
+    return sorted([*VERBS, "__version__"])

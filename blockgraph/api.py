@@ -148,11 +148,11 @@ def generate(
     words = read_tokenizer(_tokenizer_file(Path(weights), tokenizer))
     ids = [words.chat([{"role": "user", "content": p}]) if chat else words.encode(p) for p in prompts]
     loaded = read_weights(model, Path(weights), progress=progress)
-    stop = {i for i in words.end_ids if i is not None}
+    stop = set(words.stops)
     decoders = [words.stream() for _ in prompts]
     for t in run(model, loaded.arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=loaded.rows.get("vocab")):
-        text = "" if t.id < 0 else decoders[t.row].add(t.id)
-        yield Piece(t.row, t.id, text + (decoders[t.row].end() if t.done else ""), t.done)
+        text = "" if t.id < 0 else decoders[t.row].push(t.id)
+        yield Piece(t.row, t.id, text + (decoders[t.row].flush() if t.done else ""), t.done)
 
 
 def _tokenizer_file(weights: Path, given: str | Path | None) -> Path:
@@ -218,10 +218,5 @@ def export(
 
     model = load(model) if isinstance(model, str) else model
     loaded = read_weights(model, Path(weights), progress=progress)
-    return list(write(model, loaded.arrays, Path(out), format=format))
+    return list(write(model, loaded, Path(out), format=format, progress=progress))
 
-
-__all__ = [
-    "Compiled", "Model", "Piece", "compile", "export", "generate", "load", "loads", "parameters", "simulate", "specs",
-    "trace",
-]  # fmt: skip

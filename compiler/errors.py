@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """A place in a text file; lines and columns count from 1."""
+    """A place in a text file; lines and columns count from 1 (line 0: all of it, or what is no file)."""
 
     file: str
     line: int
     column: int
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.position}: " if self.position else ""
         text = f"{where}{self.message} [{self.code}]"
-        if self.suggestion:
-            text += f"\n    did you mean: {self.suggestion}"
+        if self.suggestion:  # a name has no space, a mend is a phrase
+            text += f"\n    {'try' if ' ' in self.suggestion else 'did you mean'}: {self.suggestion}"
         if self.allowed:
-            shown = ", ".join(self.allowed[:24]) + (", …" if len(self.allowed) > 24 else "")
+            shown = ", ".join(self.allowed[:24]) + (f", … ({len(self.allowed)} in all)" if len(self.allowed) > 24 else "")
             text += f"\n    allowed: {shown}"
         return text
 

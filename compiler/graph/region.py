@@ -12,9 +12,9 @@ from compiler.graph.types import TensorType
 class Region(Builder):
     """A child builder whose graph becomes a Repeat in the parent when closed."""
 
-    def __init__(self, parent: Builder, trips: int, axis: str = "layers") -> None:
+    def __init__(self, parent: Builder, trips: int, axis: str = "layers", reverse: bool = False) -> None:
         super().__init__(parent)
-        self.trips, self.axis = trips, axis
+        self.trips, self.axis, self.reverse = trips, axis, reverse
         self._carried: list[tuple[Value, Value]] = []  # (operand in the parent, argument here)
         self._stacked: list[tuple[Value, Value]] = []
         self._states: list[tuple[Value, Value]] = []
@@ -68,6 +68,7 @@ class Region(Builder):
             *(len(g) for g in groups),
             arguments=tuple(a.id for g in groups for _, a in g),
             axis=self.axis,
+            reverse=self.reverse,
         )
         results = list(self.parent.apply(op, *(v for g in groups for v, _ in g)))
         n, m = len(self._carried), len(results) - len(self._states)

@@ -28,6 +28,10 @@ class Replay:
         """Further values of the region to stack."""
         return []
 
+    def region_outputs(self, region: Region, op: Repeat, outs: list[tuple[str, Value]]) -> list[tuple[str, Value]]:
+        """The region's outputs (carried, stacked, states) as they leave it."""
+        return outs
+
     def region_closed(self, region: Region, extra: list[Value], states: list[Value]) -> None:
         """Called after a region is closed with the further stacks and the new states' stacks."""
 
@@ -61,7 +65,7 @@ class Replay:
 
     def repeat(self, op: Repeat, ins: Sequence[Value]) -> list[Value]:
         """Replays a region; state groups of the old one are kept."""
-        outer, region = self.b, Region(self.b, op.trips, op.axis)
+        outer, region = self.b, Region(self.b, op.trips, op.axis, op.reverse)
         self.b = region
         carried, captured, stacked, states = op.parts(list(zip(op.arguments, ins, strict=True)))
         for old, value in carried:
@@ -80,7 +84,7 @@ class Replay:
         for name, value in op.body.names.items():
             if value.id in self.map:
                 region.names[name] = self.map[value.id]
-        outs = [(n, self.map[v.id]) for n, v in op.body.outputs]
+        outs = self.region_outputs(region, op, [(n, self.map[v.id]) for n, v in op.body.outputs])
         ys = outs[op.carried : len(outs) - op.states]
         for (old, _), (_, new) in zip(states, outs[len(outs) - op.states :], strict=True):
             region.set_state(self.map[old], new)

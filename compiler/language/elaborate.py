@@ -8,24 +8,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from compiler.errors import Position, Problem, SpecError, nearest
+from compiler.errors import Position, SpecError, nearest
 from compiler.graph.ir import Value
+from compiler.graph.types import TypeProblem
 from compiler.language import program
 from compiler.language.block import Block, kinds
-from compiler.language.fields import validate
+from compiler.language.fields import META, validate
 from compiler.language.frame import Frame
 from compiler.language.nodes import NodeSpec, read_node
-from compiler.language.scope import AxisArg, Fault, Scope, Slot, Unroll
+from compiler.language.scope import FAILED, AxisArg, Fault, Scope, Slot, Told, Unroll, Word, shown
 from compiler.ops.elementwise import TABLE
 from compiler.source.yaml import YList, YMap
 
 DEPTH = 24  # blocks inside blocks
+MAX_NODES = 20_000  # elaborated: a repeat's cycle counts once, layers written out count each
 
 
 def chain(raw: Any, position: Position | None, x: Value | None, frame: Frame) -> Value | None:
     """Nodes one after the other; None once something failed (already told)."""
     if not isinstance(raw, YList):
-        raw, position = _as_list(raw, position), position
+        raw = _as_list(raw, position)
+    if not raw:
+        hint = "write identity for the value unchanged"
+        frame.env.scope.problems.add("empty-chain", "a chain has at least one node", position, suggestion=hint)
+        return None
     for item, where in zip(raw, raw.item_position, strict=True):
         x = node(item, where, x, frame)
     return x
@@ -38,86 +44,113 @@ def _as_list(raw: Any, position: Position | None) -> YList:
     return made
 
 
+class Enough(Exception):
+    """The spec writes out more nodes than any model has: going on would take long."""
+
+
 def node(raw: Any, position: Position | None, x: Value | None, frame: Frame) -> Value | None:
     """One node. Its value, or None with the problem told."""
-    problems = frame.env.scope.problems
+    problems, weights = frame.env.scope.problems, frame.env.weights
+    weights.nodes += 1
+    if weights.nodes > MAX_NODES:
+        problems.add("too-large", f"the spec writes out more than {MAX_NODES:,} nodes: layers that are alike belong in a "
+                     "repeat", position)  # fmt: skip
+        raise Enough
     spec = read_node(raw, position, problems)
     if spec is None:
         return None
     try:
         return _node(spec, x, frame)
+    except Told:
+        pass
     except Fault as e:
-        problems.add(
-            e.code,
-            e.message,
-            spec.source_position or spec.position,
-            allowed=e.allowed,
-            suggestion=e.suggestion,
-        )
+        e.tell(problems, spec.at(e.key))
+    except TypeProblem as e:
+        problems.add(e.code, f"{spec.kind}: {e}", spec.position, allowed=e.allowed, suggestion=e.suggestion)
     except SpecError as e:
         for p in e.problems:
-            p = p if p.position else dataclasses.replace(p, position=spec.position)
-            problems.items.append(p) if p not in problems.items else None
+            where = p.position or spec.position
+            if not any(q.code == p.code and q.position == where for q in problems.items):  # of another call: the same
+                problems.add(p.code, p.message, where, allowed=p.allowed, suggestion=p.suggestion)
     return None
 
 
 def _node(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
     if spec.chain is not None:
         return chain(spec.chain, spec.position, x, frame)
-    x, ports = _sources(spec, x, frame)
+    if spec.name and spec.name in frame.values and not frame.in_cycle:
+        raise Fault("duplicate-name", f"the name {spec.name} is taken by another node or an input", frame.known(), key="name")
+    try:
+        x, ports = _sources(spec, x, frame)
+    except Fault as e:
+        e.tell(frame.env.scope.problems, spec.source_position)
+        x, ports = None, {}
     env = frame.env
-    if spec.frozen or spec.init or spec.dtype or spec.share:
-        share = None
-        if spec.share:
-            found = frame
-            while spec.share not in found.paths and found.outer is not None:
-                found = found.outer
-            if spec.share not in found.paths:
-                raise Fault(
-                    "unknown-name",
-                    f"share: no node before is called {spec.share}",
-                    tuple(found.paths),
-                    nearest(spec.share, found.paths),
-                )
-            share = found.paths[spec.share]
+    if spec.frozen is not None or spec.init or spec.dtype or spec.share:
         env = env.but(
             frozen=env.frozen or bool(spec.frozen),
             init=spec.init or env.init,
             dtype=spec.dtype or env.dtype,
-            share=share,
+            share=_shared(spec.share, frame) if spec.share else None,
         )
     inner = dataclasses.replace(frame, env=env) if env is not frame.env else frame
-    value = _elaborate(spec, x, ports, inner)
-    if spec.name:
-        if spec.name in frame.values and not frame.in_cycle:
-            raise SpecError(Problem("duplicate-name", f"two nodes are called {spec.name}", spec.position))
-        frame.values[spec.name] = value
-        if value is not None:
-            env.b.names[".".join(p for p in (env.b.path, spec.name) if p)] = value
+    value = None
+    try:
+        value = _elaborate(spec, x, ports, inner)
+    finally:
+        if spec.name:
+            frame.values[spec.name] = value
+            if value is not None:
+                env.b.names[".".join(p for p in (env.b.path, spec.name) if p)] = value
     return value
 
 
+def _shared(name: str, frame: Frame) -> str:
+    """The path of the node whose weights another one uses too."""
+    found, known = frame, list(frame.paths)
+    while name not in found.paths and found.outer is not None:
+        found = found.outer
+        known += found.paths
+    if name not in found.paths:
+        raise Fault("unknown-name", f"share: no node before is called {name}", known, nearest(name, known), key="share")
+    return found.paths[name]
+
+
 def _sources(spec: NodeSpec, x: Value | None, frame: Frame) -> tuple[Value | None, dict[str, Value | None]]:
-    if spec.source is None:
+    if spec.source_position is None:
         return x, {}
     if isinstance(spec.source, str):
         return frame.lookup(spec.source), {}
-    if isinstance(spec.source, YMap):
-        ports: dict[str, Value | None] = {}
-        for port, name in spec.source.items():
+    if not isinstance(spec.source, YMap):
+        raise Fault("wrong-type", f"from takes a name or {{port: name}}, found {shown(spec.source)}")
+    ports: dict[str, Value | None] = {}
+    for port, name in spec.source.items():
+        ports[port] = None
+        try:
             if not isinstance(name, str):
-                raise Fault("wrong-type", f"from: {port} takes a node's name, found {name!r}")
+                raise Fault("wrong-type", f"from: {port} takes a node's name, found {shown(name)}")
             ports[port] = frame.lookup(name)
-        if "input" in ports:
-            x = ports.pop("input")
-        return x, ports
-    raise Fault("wrong-type", f"from takes a name or {{port: name}}, found {spec.source!r}")
+        except Fault as e:
+            e.tell(frame.env.scope.problems, spec.source.value_position[port])
+    if "input" in ports:
+        x = ports.pop("input")
+    return x, ports
+
+
+def _check_ports(spec: NodeSpec, ports: dict[str, Value | None], allowed: tuple[str, ...], frame: Frame) -> None:
+    for port in ports:
+        if port not in allowed and isinstance(spec.source, YMap):
+            hint = nearest(port, allowed) or (f"from: {spec.source[port]}" if allowed == ("input",) else None)
+            frame.env.scope.problems.add("unknown-port", f"{spec.kind} has no input {port}", spec.source.key_position[port],
+                                         allowed=allowed, suggestion=hint)  # fmt: skip
 
 
 def _elaborate(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
     from compiler.language.forms import FORMS
 
     scope = frame.env.scope
+    if scope.args.get(spec.kind) is FAILED:
+        raise Told
     if isinstance(scope.args.get(spec.kind), Slot):
         return _slot(scope.args[spec.kind], spec, x, ports, frame)
     if spec.kind in frame.defs:
@@ -129,19 +162,39 @@ def _elaborate(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], 
         return _kind(kinds()[spec.kind], spec, x, ports, frame)
     if spec.kind in TABLE and TABLE[spec.kind].arity == 1:
         if spec.args is not None:
-            raise Fault("wrong-type", f"{spec.kind} takes no options")
+            raise Fault("unexpected-options", f"{spec.kind} takes no options, found {shown(spec.args)}", key=spec.kind)
         if x is None:
             return None
         with _placed(frame, spec):
             return frame.env.b.__getattr__(spec.kind)(x)
-    known = sorted({*FORMS, *frame.defs, *kinds(), *(n for n, r in TABLE.items() if r.arity == 1)})
-    slots = [n for n, v in scope.args.items() if isinstance(v, Slot)]
-    raise Fault(
-        "unknown-block",
-        f"no block is called {spec.kind}",
-        tuple([*slots, *known]),
-        nearest(spec.kind, [*slots, *known]),
-    )
+    return _unknown(spec, x, ports, frame)
+
+
+def _unknown(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
+    """A kind that nothing has; goes on as if the nearest were meant, to find what else is wrong."""
+    from compiler.language.forms import FORMS
+
+    args, problems = frame.env.scope.args, frame.env.scope.problems
+    slots = [n for n, v in args.items() if isinstance(v, Slot)]
+    own = [*slots, *frame.defs]
+    known = [*own, *sorted({*FORMS, *kinds(), *(n for n, r in TABLE.items() if r.arity == 1)})]
+    meant = nearest(spec.kind, known)
+    message = f"no block is called {spec.kind}"
+    if spec.kind in args:
+        message = f"{spec.kind} is {shown(args[spec.kind])}, not a node: a slot is declared as {{{spec.kind}: block}}"
+    problems.add("unknown-block", message, spec.position, allowed=known, suggestion=meant)
+    if meant is None:
+        return None
+    before, count = len(problems.items), frame.env.weights.nodes
+    try:
+        value = _elaborate(dataclasses.replace(spec, kind=meant, raw=None), x, ports, frame)
+    except (Fault, SpecError, TypeProblem, Told):
+        value = None
+    if len(problems.items) > before:  # something else was meant: nothing certain can be said of it
+        del problems.items[before:]
+        value = None
+    frame.env.weights.nodes = count
+    return value
 
 
 @contextmanager
@@ -153,50 +206,46 @@ def _placed(frame: Frame, spec: NodeSpec, name: str = "") -> Iterator[None]:
 def _kind(
     cls: type[Block], spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame
 ) -> Value | None:
-    made = validate(cls, spec.args, frame.env.scope, spec.kind, spec.args_position)
-    for port in ports:
-        if port not in cls.ports:
-            allowed = ("input", *cls.ports)
-            raise Fault("unknown-port", f"{spec.kind} has no input {port}", allowed, nearest(port, allowed))
-    if made is None or (x is None and not cls.source) or any(v is None for v in ports.values()):
-        frame.local_name(spec.kind, spec.name)
+    _check_ports(spec, ports, ("input", *cls.ports), frame)
+    name = frame.local_name(spec.kind, spec.name)
+    made = validate(cls, spec.args, frame.env.scope, spec.kind, spec.args_position, spec.text)
+    if made is None or (x is None and not cls.source) or any(ports.get(p, x) is None for p in cls.ports):
         return None
     assert isinstance(made, Block)
-    with _placed(frame, spec, frame.local_name(spec.kind, spec.name)):
+    with _placed(frame, spec, name):
         frame.paths[spec.name or spec.kind] = frame.env.share or frame.env.b.path
-        value = made.build(frame.env, x, **ports)  # type: ignore[arg-type]
-    return value
+        return made.build(frame.env, x, **{p: v for p, v in ports.items() if p in cls.ports})  # type: ignore[arg-type]
 
 
 def _slot(slot: Slot, spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
     """The node that the caller passed, with the caller's args and the dims of this place."""
     if ports:
-        raise Fault("unknown-port", f"{spec.kind} is a node given by the caller: only `from: name` goes beside it", ())
+        raise Fault("unknown-port", f"{spec.kind} is a node given by the caller: only `from: name` goes beside it", key="from")
     if spec.args is not None:
-        raise Fault("unknown-key", f"{spec.kind} is a node given by the caller and takes no options here")
+        raise Fault("unexpected-options", f"{spec.kind} is a node given by the caller and takes no options here",
+                    suggestion="give the options where the node is passed", key=spec.kind)  # fmt: skip
     scope = frame.env.scope.with_args(slot.args)
     inner = dataclasses.replace(frame, env=frame.env.but(scope=scope))
     return node(slot.raw, slot.position, x, inner)
 
 
 def user_block(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
-    """A block written in the spec."""
+    """A block written in the spec. Without a value its body is still read, to find what is wrong in it."""
     definition = frame.defs[spec.kind]
     problems = frame.env.scope.problems
     if spec.kind in frame.stack or len(frame.stack) >= DEPTH:
-        loop = " -> ".join([*frame.stack, spec.kind])
+        loop = " -> ".join([*frame.stack[frame.stack.index(spec.kind) if spec.kind in frame.stack else 0 :], spec.kind])
         raise Fault("block-cycle", f"blocks contain each other without end: {loop}")
     allowed = ("input", *(definition.inputs or ()))
-    for port in ports:
-        if port not in allowed:
-            raise Fault("unknown-port", f"{spec.kind} has no input {port}", allowed, nearest(port, allowed))
-    missing = [p for p in definition.inputs or () if p not in ports]
-    if missing:
-        raise Fault("missing-port", f"{spec.kind} needs `from: {{{missing[0]}: …}}`", allowed)
+    _check_ports(spec, ports, allowed, frame)
+    for port in definition.inputs or ():
+        if port not in ports:
+            hint = f"from: {{{port}: a node's name}}"
+            problems.add("missing-port", f"{spec.kind} needs its input {port}", spec.at("from"), allowed=allowed,
+                         suggestion=hint)  # fmt: skip
+            ports[port] = None
     args = _bind(spec, definition, frame)
     path_name = frame.local_name(spec.kind, spec.name)
-    if args is None or x is None:
-        return None
     scope = dataclasses.replace(frame.env.scope, args=args)
     scope = bind_dims(definition.dims, scope, problems)
     env = frame.env.but(scope=scope)
@@ -207,7 +256,7 @@ def user_block(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], 
             inner.values["input"] = x
             return program.run(definition, x, ports, inner)
         inner.transparent = _is_one_block(definition.body)
-        return chain(definition.body, spec.position, x, inner)
+        return chain(definition.body, definition.body.position, x, inner)
 
 
 def _is_one_block(body: Any) -> bool:
@@ -227,65 +276,70 @@ def bind_dims(raw: Any, scope: Scope, problems: Any) -> Scope:
     for name, value in (raw or {}).items():
         try:
             size = scope.count(value, f"dim {name}")
-        except Fault as e:
-            where = raw.value_position.get(name) if isinstance(raw, YMap) else None
-            problems.add(e.code, e.message, where, allowed=e.allowed, suggestion=e.suggestion)
-            size = 1
-        scope = scope.with_dims({name: size})
+        except (Fault, Told) as e:
+            if isinstance(e, Fault):
+                e.tell(problems, raw.within(name, e.offset) if isinstance(raw, YMap) else None)
+            scope = scope.without_dim(name)
+        else:
+            scope = scope.with_dims({name: size})
     return scope
 
 
-def _bind(spec: NodeSpec, definition: Any, frame: Frame) -> dict[str, Any] | None:
+def _bind(spec: NodeSpec, definition: Any, frame: Frame) -> dict[str, Any]:
     """Arguments of a call of a block of the spec: given ones in the caller's scope, defaults in the block's own."""
     scope, problems = frame.env.scope, frame.env.scope.problems
     declared = definition.args or {}
     given = spec.args if spec.args is not None else {}
     if not isinstance(given, dict):
-        raise Fault("wrong-type", f"{spec.kind} takes options by name, found {given!r}", tuple(declared))
-    ok = True
+        text = f"{spec.kind} takes options by name, found {shown(given)}" if declared else f"{spec.kind} takes no options"
+        Fault("wrong-type", text, declared).tell(problems, spec.at(spec.kind))
+        given = dict.fromkeys(declared, FAILED)
+    meant: set[str | None] = set()
     for key in given:
         if key not in declared:
             where = given.key_position[key] if isinstance(given, YMap) else spec.position
-            problems.add(
-                "unknown-key",
-                f"{spec.kind} has no option {key}",
-                where,
-                allowed=declared,
-                suggestion=nearest(key, declared),
-            )
-            ok = False
+            hint = nearest(key, declared)
+            meant.add(hint)
+            if key in META:
+                problems.add("misplaced-key", f"{key} belongs beside {spec.kind}:, not among its options", where,
+                             suggestion=f"write {key} in the same column as {spec.kind}")  # fmt: skip
+            else:
+                problems.add("unknown-key", f"{spec.kind} has no option {key}", where, allowed=declared, suggestion=hint)
     bound: dict[str, Any] = dict(scope.top)
     for name, default in declared.items():
-        raw, where, own = (
-            (given[name], _where(given, name), False) if name in given else (default, _where(declared, name), True)
-        )
-        here = dataclasses.replace(scope, args=bound) if own else scope
+        own = name not in given
+        raw, table = (default, declared) if own else (given[name], given)
+        bound[name] = FAILED
+        if raw is FAILED or (own and name in meant):
+            continue
+        here = dataclasses.replace(scope, args={k: v for k, v in bound.items() if k != name}) if own else scope
+        where = table.value_position.get(name) if isinstance(table, YMap) else None
         try:
-            if default == "block":
-                if own:
-                    raise Fault("missing-key", f"{spec.kind} needs {name}: a node")
-                existing = scope.args.get(raw) if isinstance(raw, str) else None
-                bound[name] = existing if isinstance(existing, Slot) else Slot(raw, where, scope.args)
-            elif default in ("size", "number") and own:
-                raise Fault("missing-key", f"{spec.kind} needs {name}: a {default}")
-            elif default == "size":
-                bound[name] = here.axis(raw, name, name)
-            else:
-                bound[name] = here.value(raw)
+            bound[name] = _argument(name, default, raw, own, where, here, spec)
+        except Told:
+            pass
         except Fault as e:
-            problems.add(
-                e.code,
-                e.message,
-                where if not own else spec.position,
-                allowed=e.allowed,
-                suggestion=e.suggestion,
-            )
-            ok = False
-    return bound if ok else None
+            inside = table.within(name, e.offset) if isinstance(table, YMap) else where
+            e.tell(problems, spec.position if own and e.code == "missing-key" else inside)
+    return bound
 
 
-def _where(raw: Any, key: str) -> Position | None:
-    return raw.value_position.get(key) if isinstance(raw, YMap) else None
+def _argument(name: str, default: Any, raw: Any, own: bool, where: Position | None, here: Scope, spec: NodeSpec) -> Any:
+    """The value of one argument. ``default`` may say what it must be: a node (block), a size, a number."""
+    if own and default in ("block", "size", "number"):
+        what = {"block": "a node", "size": "a size", "number": "a number"}[default]
+        raise Fault("missing-key", f"{spec.kind} needs {name}: {what}")
+    if default == "block":
+        existing = here.args.get(raw) if isinstance(raw, str) else None
+        if existing is FAILED:
+            raise Told
+        return existing if isinstance(existing, Slot) else Slot(raw, where, here.args)
+    if default == "size":
+        return here.axis(raw, name, name)
+    if default == "number":
+        return here.number(raw)
+    value = here.value(raw)
+    return Word.at(value, where) if type(value) is str else value
 
 
 __all__ = ["AxisArg", "Unroll", "bind_dims", "chain", "node", "user_block"]

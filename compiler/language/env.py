@@ -31,6 +31,7 @@ class Weights:
 
     leaves: dict[str, Value] = field(default_factory=dict)
     ops: dict[str, Parameter] = field(default_factory=dict)
+    nodes: int = 0  # of the spec, elaborated so far
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Env:
         """A parameter. With ``to`` it is a linear map from ``axes`` to ``to``; without, a plain tensor."""
         path = ".".join(p for p in (self.share or self.b.path, name) if p)
         full = TensorType.make([*axes, *(to or ())], dtype or self.dtype or self.policy.params)
+        for axis, size in full.pairs:
+            if not size.is_constant:
+                raise SpecError(Problem("varying-size", f"{path} would be a weight with the axis {axis}, whose size differs "
+                                        "from call to call: does an embed or a linear come before?", self.b.position))  # fmt: skip
         own = () if self.inline_layer is None else (Layers(self.inline_layer, 1, 1),)
         stack = (*self.layers, *own)
         label = path + "".join(f"[{s}]" if s.count > 1 else f"[{s.start}]" for s in stack)
@@ -91,7 +96,9 @@ class Env:
             self.weights.leaves[label] = b.append(op, (), (t,))[0]
             self.weights.ops[label] = op
         elif self.weights.leaves[label].type != t:
-            raise SpecError(Problem("axis-mismatch", f"{label} is shared with another shape: {t}", b.position))
+            mine = " ".join(f"{a}={s}" for a, s in self.weights.leaves[label].type.pairs)
+            other = " ".join(f"{a}={s}" for a, s in t.pairs)
+            raise SpecError(Problem("axis-mismatch", f"{label} is [{mine}] and would be shared as [{other}]", b.position))
         return self.weights.leaves[label]
 
     def number(self, value: float | tuple[float, ...], dtype: str) -> Value:

@@ -22,7 +22,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from compiler.errors import Position, nearest
-from compiler.language.scope import AxisArg, Fault, Scope, Slot
+from compiler.language.scope import FAILED, AxisArg, Fault, Scope, Slot, Told, shown
+from compiler.language.scope import Word as GivenWord
 from compiler.source.yaml import YList, YMap
 
 META = ("name", "from", "frozen", "share", "dtype", "init")  # beside a kind, never among its arguments
@@ -54,38 +55,41 @@ class Args(BaseModel):
                 raise PydanticCustomError(
                     "wrong-type",
                     "expected a mapping of options, found {found}",
-                    {
-                        "found": "a list" if isinstance(raw, list) else f"'{raw}'",
-                        "allowed": list(cls.model_fields),
-                    },
+                    {"found": shown(raw), "allowed": [f.alias or n for n, f in cls.model_fields.items()]},
                 )
             raw = {cls.shorthand: raw}
         fields = {f.alias or name: f for name, f in cls.model_fields.items()}
         kept = {}
+        kind = info.context["kind"]
         for key, value in raw.items():
             if key in fields:
                 kept[key] = value
                 continue
             where = raw.key_position.get(key) if isinstance(raw, YMap) else None
-            if key in META:
-                scope.problems.add(
-                    "misplaced-key",
-                    f"{key} belongs beside {info.context['kind']}:, not among its options",
-                    where,
-                )
+            hint = nearest(key, fields)
+            if key in META and hint != key:
+                scope.problems.add("misplaced-key", f"{key} belongs beside {kind}:, not among its options", where,
+                                   suggestion=f"write {key} in the same column as {kind}")  # fmt: skip
             else:
-                scope.problems.add(
-                    "unknown-key",
-                    f"{info.context['kind']} has no option {key}",
-                    where,
-                    allowed=fields,
-                    suggestion=nearest(key, fields),
-                )
+                path = _path(info.context.get("raw"), raw, kind)
+                scope.problems.add("unknown-key", f"{path} has no option {key}", where, allowed=fields, suggestion=hint)
+            if hint:
+                info.context["meant"].add(hint)  # so it is not told to be missing as well
         for key, f in fields.items():
             dim = next((m for m in f.metadata if isinstance(m, Dim)), None)
             if dim is not None and kept.get(key) is None and dim.name in scope.dims:
                 kept[key] = dim.name
         return kept
+
+
+def _path(root: Any, inner: Any, path: str) -> str:
+    """The dotted name of a mapping inside a kind's options: attention.position.rope."""
+    if isinstance(root, dict) and root is not inner:
+        for key, value in root.items():
+            if isinstance(value, dict) and (found := _path(value, inner, f"{path}.{key}")):
+                return found
+        return ""
+    return path
 
 
 def _field(check: Callable[[Scope, Any, str], Any], schema: dict[str, Any]) -> Any:
@@ -98,11 +102,8 @@ def _field(check: Callable[[Scope, Any, str], Any], schema: dict[str, Any]) -> A
             raise PydanticCustomError(
                 e.code,
                 "{text}",
-                {  # type: ignore[arg-type]
-                    "text": e.message,
-                    "allowed": list(e.allowed),
-                    "suggestion": e.suggestion,
-                },
+                {"text": e.message.removeprefix(f"{info.field_name} "), "allowed": list(e.allowed), "suggestion": e.suggestion,
+                 "offset": e.offset, "position": e.position},  # type: ignore[arg-type]
             ) from None
 
     return Annotated[Any, PlainValidator(run), WithJsonSchema(schema)]
@@ -116,18 +117,28 @@ def _per_layer(scope: Scope, raw: Any, what: str) -> Any:
 def _flag(scope: Scope, raw: Any, what: str) -> bool:
     value = scope.value(raw)
     if not isinstance(value, bool):
-        raise Fault("wrong-type", f"{what} must be true or false, found '{raw}'", ("true", "false"))
+        hint = nearest(str(raw).lower(), ("true", "false"))
+        raise Fault("wrong-type", f"must be true or false, found {shown(raw)}", ("true", "false"), hint)
     return value
 
 
-def _window(scope: Scope, raw: Any, what: str) -> int | None:
-    value = scope.value(raw)
-    return None if value is None else scope.count(raw, what)
+def _within(scope: Scope, raw: Any, what: str, low: float | None, high: float | None) -> float:
+    """A number above 0 (``low`` None: from 0 on), and at most ``high``."""
+    value = float(scope.static(raw, what))
+    if value < 0 or (value == 0 and low is not None):
+        bound = "> 0" if low is not None else ">= 0"
+        raise Fault("out-of-range", f"must be {bound}, found {shown(value)}", (bound,))
+    if high is not None and value > high:
+        raise Fault("out-of-range", f"must be at most {high:g}, found {shown(value)}", (f"<= {high:g}",))
+    return value
 
 
-def _optional_number(scope: Scope, raw: Any, what: str) -> float | None:
-    value = scope.value(raw)
-    return None if value is None else float(scope.static(raw, what))
+def _optional(check: Callable[[Scope, Any, str], Any]) -> Callable[[Scope, Any, str], Any]:
+    return lambda scope, raw, what: None if scope.value(raw) is None else check(scope, raw, what)
+
+
+def _positive(scope: Scope, raw: Any, what: str) -> float:
+    return _within(scope, raw, what, 0, None)
 
 
 def _axis(scope: Scope, raw: Any, what: str) -> AxisArg:
@@ -135,11 +146,16 @@ def _axis(scope: Scope, raw: Any, what: str) -> AxisArg:
 
 
 _EXPRESSION = {"anyOf": [{"type": "number"}, {"type": "string", "description": "an expression over dims and args"}]}
+_OR_NULL = {"anyOf": [*_EXPRESSION["anyOf"], {"type": "null"}]}
 Number = _field(lambda s, raw, what: float(s.static(raw, what)), _EXPRESSION)
-OptionalNumber = _field(_optional_number, {"anyOf": [*_EXPRESSION["anyOf"], {"type": "null"}]})
+OptionalNumber = _field(_optional(lambda s, raw, what: float(s.static(raw, what))), _OR_NULL)
+Positive = _field(_positive, _EXPRESSION)
+OptionalPositive = _field(_optional(_positive), _OR_NULL)
+Epsilon = _field(lambda s, raw, what: _within(s, raw, what, None, 1), _EXPRESSION)
+Fraction = _field(lambda s, raw, what: _within(s, raw, what, 0, 1), _EXPRESSION)
 PerLayer = _field(_per_layer, _EXPRESSION)  # a float, or a tuple of one float a layer of the repeat
 Count = _field(lambda s, raw, what: s.count(raw, what), _EXPRESSION)
-OptionalCount = _field(_window, {"anyOf": [*_EXPRESSION["anyOf"], {"type": "null"}]})
+OptionalCount = _field(_optional(lambda s, raw, what: s.count(raw, what)), _OR_NULL)
 Flag = _field(_flag, {"anyOf": [{"type": "boolean"}, {"type": "string", "description": "an argument's name"}]})
 Axis = _field(_axis, _EXPRESSION)
 
@@ -159,67 +175,81 @@ Node = Annotated[Any, PlainValidator(_node), WithJsonSchema({"$ref": "#/$defs/No
 def _word(raw: Any, info: ValidationInfo) -> Any:
     """An enum word, or the name of an arg that holds one."""
     if isinstance(info.context, dict) and isinstance(raw, str):
-        given = info.context["scope"].args.get(raw)
-        return given if isinstance(given, (str, bool)) or (raw in info.context["scope"].args and given is None) else raw
+        args = info.context["scope"].args
+        if raw in args:
+            if args[raw] is FAILED:
+                raise Told
+            return args[raw] if args[raw] is None or isinstance(args[raw], (str, bool)) else raw
     return raw
 
 
 Word = BeforeValidator(_word)
 
 
-def validate(model: type[Args], raw: Any, scope: Scope, kind: str, position: Position | None) -> Args | None:
-    """An ``Args`` value from YAML, or None with the problems told. Lets Unroll through."""
-    before = len(scope.problems.items)
+def validate(
+    model: type[Args], raw: Any, scope: Scope, kind: str, position: Position | None, text: Position | None = None
+) -> Args | None:
+    """An ``Args`` value from YAML, or None with the problems told; an option that does not exist is told and left
+    out. ``text`` is where a bare value's characters begin. Lets Unroll and Told through."""
+    meant: set[str] = set()
+    context = {"scope": scope, "kind": kind, "position": position, "raw": raw, "meant": meant}
     try:
-        made = model.model_validate(raw, context={"scope": scope, "kind": kind, "position": position})
+        return model.model_validate(raw, context=context)
     except ValidationError as e:
         for error in e.errors():
-            report(error, raw, scope, kind, position, model)
+            if not (error["type"] == "missing" and error["loc"][-1] in meant):
+                report(error, raw, scope, kind, position, model, text)
         return None
-    return made if len(scope.problems.items) == before else None
 
 
-def report(error: Any, raw: Any, scope: Scope, kind: str, position: Position | None, model: type[BaseModel]) -> None:
+def report(
+    error: Any,
+    raw: Any,
+    scope: Scope,
+    kind: str,
+    position: Position | None,
+    model: type[BaseModel],
+    text: Position | None = None,
+) -> None:
     """Turns one pydantic error into a problem with its place in the YAML."""
-    where, value = position, raw
+    ctx = error.get("ctx") or {}
+    where, value, offset = position, raw, int(ctx.get("offset") or 0)
+    if isinstance(raw, str) and text is not None:
+        where = Position(text.file, text.line, text.column + offset)
     path: list[str] = []
-    for key in error["loc"]:
+    for key in [*error["loc"], *([ctx["key"]] if ctx.get("key") else [])]:
         if isinstance(value, YMap) and key in value:
-            where, value = value.value_position[key], value[key]
+            inner = value[key]
+            where, value = value.within(key, offset) if isinstance(inner, str) else value.value_position[key], inner
             path.append(str(key))
         elif isinstance(value, YList) and isinstance(key, int) and key < len(value):
             where, value = value.item_position[key], value[key]
             path.append(str(key))
-        elif isinstance(key, str) and key in model.model_fields:
+        elif isinstance(key, str) and key in model.model_fields and not ctx.get("key"):
             path.append(key)
-    ctx = error.get("ctx") or {}
+    where = ctx.get("position") or where
     name = ".".join(path)
-    label = f"{kind}.{name}" if name else kind
+    label = f"{kind}.{name}" if name and not ctx.get("key") else kind
     if error["type"] == "missing":
         field = model.model_fields.get(str(error["loc"][-1]))
         dim = next((m.name for m in (field.metadata if field else []) if isinstance(m, Dim)), None)
-        text = f"{label} is missing" + (f": give it here or as the dim {dim}" if dim else "")
-        scope.problems.add("missing-dim" if dim else "missing-key", text, where)
+        message = f"{label} is missing" + (f": give it here or as the dim {dim}" if dim else "")
+        scope.problems.add("missing-dim" if dim else "missing-key", message, where)
     elif error["type"] == "literal_error":
+        found = error["input"]
+        if isinstance(found, GivenWord):
+            where = found.position or where
         allowed = _literals(model, error["loc"]) or [
             w.strip(" '") for w in str(ctx.get("expected", "")).replace(" or ", ",").split(",")
         ]
-        scope.problems.add(
-            "unknown-word",
-            f"{label}: '{value}' is not one of its words",
-            where,
-            allowed=allowed,
-            suggestion=nearest(str(value), allowed),
-        )
+        message = f"{label}: {shown(found)} is not one of its words"
+        scope.problems.add("unknown-word", message, where, allowed=allowed, suggestion=nearest(str(found), allowed))
+    elif error["type"] == "string_type":
+        scope.problems.add("wrong-type", f"{label}: expected a word, found {shown(error['input'])}", where)
     else:
         code = str(error["type"]).replace("_", "-")
-        scope.problems.add(
-            code,
-            f"{label}: {error['msg']}",
-            where,
-            allowed=[str(a) for a in ctx.get("allowed", [])],
-            suggestion=ctx.get("suggestion"),
-        )
+        allowed = [str(a) for a in ctx.get("allowed", [])]
+        scope.problems.add(code, f"{label}: {error['msg']}", where, allowed=allowed, suggestion=ctx.get("suggestion"))
 
 
 def _literals(model: type[BaseModel], loc: Any) -> list[str]:

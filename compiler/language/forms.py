@@ -14,7 +14,7 @@ from compiler.graph.region import Region
 from compiler.language.elaborate import chain, node
 from compiler.language.frame import Frame
 from compiler.language.nodes import NodeSpec
-from compiler.language.scope import Fault, Unroll
+from compiler.language.scope import Fault, Told, Unroll, shown
 from compiler.ops.leaves import Layers
 from compiler.source.yaml import YList, YMap
 
@@ -33,13 +33,36 @@ def form(name: str) -> Callable[[Form], Form]:
 
 def _branches(spec: NodeSpec, what: str) -> YList:
     if not isinstance(spec.args, YList) or not spec.args:
-        raise Fault("wrong-type", f"{spec.kind} takes a list of {what}")
+        found = "an empty one" if isinstance(spec.args, YList) else shown(spec.args)
+        raise Fault("wrong-type", f"{spec.kind} takes a list of {what}, found {found}", key=spec.kind)
     return spec.args
+
+
+def _options(spec: NodeSpec, frame: Frame, form: str, *keys: str) -> YMap:
+    """The options of a form, all of them there. Raises Fault."""
+    raw = spec.args
+    if not isinstance(raw, YMap):
+        raise Fault("wrong-type", f"{spec.kind} takes {form}, found {shown(raw)}", keys, key=spec.kind)
+    meant = set()
+    for key in raw:
+        if key not in keys:
+            hint = nearest(key, keys)
+            meant.add(hint)
+            frame.env.scope.problems.add("unknown-key", f"{spec.kind} has no option {key}", raw.key_position[key],
+                                         allowed=keys, suggestion=hint)  # fmt: skip
+    for key in keys:
+        if key not in raw:
+            if key in meant:
+                raise Told
+            raise Fault("missing-key", f"{spec.kind} needs {key}: it takes {form}", keys)
+    return raw
 
 
 @form("identity")
 def identity(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
     """The value unchanged (a branch of a sum or product)."""
+    if spec.args is not None:
+        raise Fault("unexpected-options", f"identity takes no options, found {shown(spec.args)}", key=spec.kind)
     return x
 
 
@@ -48,7 +71,7 @@ def residual(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
     """x + chain(x)."""
     y = chain(_branches(spec, "nodes"), spec.position, x, frame)
     if x is None or y is None:
-        return None
+        return x  # told already; whatever was in it, the result would have had the shape of x
     b = frame.env.b
     if sorted(x.axes) != sorted(y.axes):
         raise Fault(
@@ -84,51 +107,52 @@ def product(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
 @form("concat")
 def concat(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
     """Branches joined along an axis: {axis: embed, of: [a, b]}."""
-    raw = spec.args
-    if not isinstance(raw, YMap) or not isinstance(raw.get("axis"), str) or not isinstance(raw.get("of"), YList):
-        raise Fault("wrong-type", "concat takes {axis: name, of: [branches]}", ("axis", "of"))
-    for key in raw:
-        if key not in ("axis", "of"):
-            raise Fault("unknown-key", f"concat has no option {key}", ("axis", "of"), nearest(key, ("axis", "of")))
-    branches = raw["of"]
-    assert isinstance(branches, YList)
+    raw = _options(spec, frame, "{axis: name, of: [branches]}", "axis", "of")
+    axis, branches = raw["axis"], raw["of"]
+    if not isinstance(axis, str):
+        raise Fault("wrong-type", f"concat: axis takes an axis name, found {shown(axis)}", key="axis")
+    if not isinstance(branches, YList) or not branches:
+        raise Fault("wrong-type", "concat: of takes a list of branches", key="of")
     values = [node(item, where, x, frame) for item, where in zip(branches, branches.item_position, strict=True)]
     known = [v for v in values if v is not None]
-    return frame.env.b.concat(*known, axis=raw["axis"]) if known and len(known) == len(values) else None
+    if len(known) < len(values):
+        return None
+    if axis not in known[0].axes:
+        raise Fault("missing-axis", f"concat: no axis {axis} in [{' '.join(known[0].axes)}]", known[0].axes,
+                    nearest(axis, known[0].axes), key="axis")  # fmt: skip
+    return frame.env.b.concat(*known, axis=axis)
 
 
 @form("repeat")
 def repeat(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
     """{times: n, cycle: [nodes]}: n layers, the cycle's nodes in turn; it may be cut short."""
-    raw = spec.args
-    if not isinstance(raw, YMap):
-        raise Fault("wrong-type", "repeat takes {times: n, cycle: [nodes]}", ("times", "cycle"))
-    problems = frame.env.scope.problems
-    for key in raw:
-        if key not in ("times", "cycle"):
-            problems.add(
-                "unknown-key",
-                f"repeat has no option {key}",
-                raw.key_position[key],
-                allowed=("times", "cycle"),
-                suggestion=nearest(key, ("times", "cycle")),
-            )
-    for key in ("times", "cycle"):
-        if key not in raw:
-            raise Fault("missing-key", f"repeat needs {key}", ("times", "cycle"))
-    cycle = raw["cycle"]
-    if not isinstance(cycle, YList) or not cycle:
-        problems.add("wrong-type", "cycle takes a list of nodes", raw.value_position["cycle"])
-        return None
+    raw = _options(spec, frame, "{times: n, cycle: [nodes]}", "times", "cycle")
+    problems, cycle = frame.env.scope.problems, raw["cycle"]
+    times: int | None = None
     try:
         times = frame.env.scope.count(raw["times"], "times", least=0)
         if times > MAX_LAYERS:
             raise Fault("out-of-range", f"times = {times} layers", (f"at most {MAX_LAYERS}",))
+    except Told:
+        times = None
     except Fault as e:
-        problems.add(e.code, e.message, raw.value_position["times"], allowed=e.allowed, suggestion=e.suggestion)
-        times = len(cycle)  # go on with one trip, to find what else is wrong
-    if x is None:  # the input failed already: nothing below can be judged
-        return None
+        e.tell(problems, raw.within("times", e.offset))
+        times = None
+    if not isinstance(cycle, YList) or not cycle:
+        found = "an empty one" if isinstance(cycle, YList) else shown(cycle)
+        problems.add("wrong-type", f"cycle takes a list of nodes, found {found}", raw.value_position["cycle"])
+        return x
+    if x is None or times is None:  # each node once, to find what else is wrong
+        for i, (item, where) in enumerate(zip(cycle, cycle.item_position, strict=True)):
+            env = frame.env.but(scope=dataclasses.replace(frame.env.scope, layer=i), inline_layer=i)
+            node(item, where, x, _inside(frame, env))
+        return x
+    return _repeat(cycle, times, x, frame)
+
+
+def _repeat(cycle: YList, times: int, x: Value, frame: Frame) -> Value | None:
+    """``times`` layers: whole trips of the cycle as a region, the rest written out."""
+    problems, value = frame.env.scope.problems, x
     start = frame.numbering.next_layer
     frame.numbering.next_layer += times
     trips, rest = divmod(times, len(cycle))
@@ -136,7 +160,7 @@ def repeat(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
         marks = _marks(frame)
         before = len(problems.items)
         try:
-            x = _region(cycle, trips, start, x, frame)
+            value = _region(cycle, trips, start, x, frame)
         except Unroll as e:
             _undo(frame, marks)
             del problems.items[before:]
@@ -146,7 +170,7 @@ def repeat(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
             return _inline(cycle, 0, times, start, x, frame)
     else:
         trips, rest = 0, times
-    return _inline(cycle, trips * len(cycle), times, start, x, frame) if rest and x is not None else x
+    return _inline(cycle, trips * len(cycle), times, start, value, frame) if rest else value
 
 
 def _region(cycle: YList, trips: int, start: int, x: Value, frame: Frame) -> Value | None:
@@ -158,21 +182,32 @@ def _region(cycle: YList, trips: int, start: int, x: Value, frame: Frame) -> Val
         scope = dataclasses.replace(frame.env.scope, layer=numbers)
         env = frame.env.but(b=region, scope=scope, layers=layers)
         value = node(item, where, value, _inside(frame, env))
-        if value is not None and value.type != x.type:
-            sides = f"[{x.type}] into [{value.type}]"
-            raise Fault("axis-mismatch", f"a layer of a repeat must keep its input's shape; this one turns {sides}")
-    if value is None:
-        return None
+        if value is None:  # told; a layer keeps its input's shape, so the next ones can be judged
+            value = region.carry(x)
+        elif value.type != x.type:
+            sides = f"{_shape(x, value)} goes in, {_shape(value, x)} comes out"
+            frame.env.scope.problems.add("axis-mismatch", f"a layer of a repeat must keep its input's shape: {sides}", where)
+            value = region.carry(x)
     results, _, _ = region.close([value])
     return results[0]
 
 
+def _shape(x: Value, other: Value) -> str:
+    """Axes and fixed sizes; the dtype where only that differs."""
+    axes = " ".join(f"{a}={s}" if s.is_constant else a for a, s in x.type.pairs)
+    return f"{x.type.dtype}[{axes}]" if x.type.dtype != other.type.dtype else f"[{axes}]"
+
+
 def _inline(cycle: YList, first: int, last: int, start: int, x: Value | None, frame: Frame) -> Value | None:
+    before = len(frame.env.scope.problems.items)
     for i in range(first, last):
         item, where = cycle[i % len(cycle)], cycle.item_position[i % len(cycle)]
         scope = dataclasses.replace(frame.env.scope, layer=start + i)
         env = frame.env.but(scope=scope, inline_layer=start + i)
-        x = node(item, where, x, _inside(frame, env))
+        y = node(item, where, x, _inside(frame, env))
+        if y is None and len(frame.env.scope.problems.items) > before:
+            return x  # told once: the other layers would only repeat it
+        x = y
     return x
 
 

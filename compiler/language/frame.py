@@ -41,7 +41,16 @@ class Frame:
                 return frame.values[name]
             frame = frame.outer
         known = self.known()
-        raise Fault("unknown-name", f"no node or input is called {name}", tuple(known), nearest(name, known))
+        unnamed = self.unnamed(name)
+        hint = f"give the {name} node a name: {{{name}: …, name: …}}" if unnamed else nearest(name, known)
+        raise Fault("unknown-name", f"no node or input is called {name}", tuple(known), hint)
+
+    def unnamed(self, kind: str) -> bool:
+        """Is a node of this kind here that can be meant, but has no name?"""
+        frame: Frame | None = self
+        while frame is not None and kind not in frame.paths:
+            frame = frame.outer
+        return frame is not None
 
     def known(self) -> list[str]:
         names: set[str] = set()

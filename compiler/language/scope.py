@@ -3,7 +3,8 @@ number (an array over the trips inside a repeat, so that one evaluation serves a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,12 +39,48 @@ class Slot:
     args: Mapping[str, Any]
 
 
-class Fault(Exception):
-    """One problem with a value; the place is added by who knows it."""
+class Told(Exception):
+    """What this depends on failed, and that was told: nothing more can be said here."""
 
-    def __init__(self, code: str, message: str, allowed: tuple[str, ...] = (), suggestion: str | None = None) -> None:
+
+class Word(str):
+    """A word given as an argument, with where it was given: what it means shows only where it is used."""
+
+    position: Position | None = None
+
+    @classmethod
+    def at(cls, text: str, position: Position | None) -> Word:
+        word = cls(text)
+        word.position = position
+        return word
+
+
+FAILED = object()  # the value of an arg that failed
+
+
+class Fault(Exception):
+    """One problem with a value; the place is added by who knows it: ``offset`` counts characters into the value's
+    text, ``key`` names the option that is at fault, ``position`` says that it lies elsewhere."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        allowed: Iterable[str] = (),
+        suggestion: str | None = None,
+        *,
+        offset: int = 0,
+        key: str | None = None,
+        position: Position | None = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__(message)
-        self.code, self.message, self.allowed, self.suggestion = code, message, allowed, suggestion
+        self.code, self.message, self.allowed, self.suggestion = code, message, tuple(allowed), suggestion
+        self.offset, self.key, self.position, self.name = offset, key, position, name
+
+    def tell(self, problems: Problems, where: Position | None, before: str = "") -> None:
+        problems.add(self.code, before + self.message, self.position or where, allowed=self.allowed,
+                     suggestion=self.suggestion)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,42 +90,65 @@ class Scope:
     top: Mapping[str, Any] = field(default_factory=dict)  # the spec's own args, seen in every block
     layer: Any = None  # None, an int, or an array over the trips of the repeat around
     problems: Problems = field(default_factory=Problems)
+    failed: frozenset[str] = frozenset()  # dims that failed
 
     def with_args(self, args: Mapping[str, Any]) -> Scope:
         return replace(self, args=dict(args))
 
     def with_dims(self, dims: Mapping[str, int]) -> Scope:
-        return replace(self, dims={**self.dims, **dims})
+        return replace(self, dims={**self.dims, **dims}, failed=self.failed - set(dims))
+
+    def without_dim(self, name: str) -> Scope:
+        """A dim that failed: whatever uses it fails in silence."""
+        return replace(self.with_dims({name: 1}), failed=self.failed | {name})
 
     @property
     def known(self) -> tuple[str, ...]:
         return tuple(sorted({*self.dims, *self.args, *(["layer"] if self.layer is not None else [])}))
 
+    @property
+    def numbers(self) -> list[str]:
+        """Names that hold a number."""
+        return [n for n in self.known if not isinstance(self.args.get(n, 0), (str, bool, Slot, type(None)))]
+
     def lookup(self, name: str) -> Any:
         if name in self.args:
             value = self.args[name]
+            if value is FAILED:
+                raise Told
             if isinstance(value, AxisArg):
                 return value.size
+            if isinstance(value, Word) and value.position is not None:
+                hint = nearest(value, self.numbers)
+                raise Fault("unknown-name", f"{name} is the word '{value}': no dim or arg is called so, and a number "
+                            "is needed", self.numbers, hint, position=value.position)  # fmt: skip
             if isinstance(value, Slot) or value is None or isinstance(value, (str, bool)):
-                raise Fault("not-a-number", f"{name} is {_kind(value)}, not a number")
+                raise Fault("not-a-number", f"{name} is {shown(value)}, not a number")
             return value
         if name == "layer" and self.layer is not None:
             return self.layer
+        if name in self.failed:
+            raise Told
         return self.dims[name]
 
     def number(self, raw: Any) -> Any:
         """A number, or an array over layers. Raises Fault."""
-        if isinstance(raw, bool) or raw is None or isinstance(raw, (dict, list)):
-            raise Fault("not-a-number", f"expected a number or an expression, found {_kind(raw)}")
-        if not isinstance(raw, str):
+        if isinstance(raw, (int, float)) and not isinstance(raw, bool):
+            if not math.isfinite(raw):
+                raise Fault("not-a-number", f"expected a number or an expression, found {raw}")
             return raw
+        if not isinstance(raw, str):
+            raise Fault("not-a-number", f"expected a number or an expression, found {shown(raw)}")
         try:
             value = evaluate(parse(raw), self.lookup)
         except ExprError as e:
             if e.code == "unknown-name":
                 hint = nearest(str(e.name), self.known)
-                raise Fault("unknown-name", f"unknown name {e.name} in '{raw}'", self.known, hint) from None
-            raise Fault(e.code, f"{e.message} in '{raw}'", (), e.suggestion) from None
+                text = f"unknown name {e.name} in {shown(raw)}"
+                if e.name == "layer":
+                    text = f"layer, the layer's number, is known inside a repeat only, not in {shown(raw)}"
+                raise Fault("unknown-name", text, self.known, hint, offset=e.offset, name=e.name) from None
+            raise Fault(e.code, f"{e.message} in {shown(raw)}", (), e.suggestion, offset=e.offset) from None
         if isinstance(value, np.ndarray):
             return value.flat[0].item() if (value == value.flat[0]).all() else value
         return value
@@ -103,12 +163,15 @@ class Scope:
     def count(self, raw: Any, what: str, least: int = 1) -> int:
         """A whole number of at least ``least``."""
         value = self.static(raw, what)
-        if float(value) != int(value):
-            raise Fault("not-whole", f"{what} must be a whole number, found {value:g}")
+        found = shown(int(value) if value == int(value) else value)
+        if isinstance(raw, str) and raw.strip() != found:
+            found += f" from {shown(raw)}"
+        if value != int(value):
+            raise Fault("not-whole", f"{what} must be a whole number, found {found}")
         if value < least:
-            raise Fault("out-of-range", f"{what} must be at least {least}, found {int(value)}", (f">= {least}",))
+            raise Fault("out-of-range", f"{what} must be at least {least}, found {found}", (f">= {least}",))
         if value > 10**12:
-            raise Fault("out-of-range", f"{what} = {int(value)} is beyond any size (at most 10**12)")
+            raise Fault("out-of-range", f"{what} is beyond any size, found {found}", ("<= 10 ** 12",))
         return int(value)
 
     def axis(self, raw: Any, what: str, default: str) -> AxisArg:
@@ -118,7 +181,7 @@ class Scope:
             try:
                 tree = parse(raw)
             except ExprError as e:
-                raise Fault(e.code, f"{e.message} in '{raw}'", (), e.suggestion) from None
+                raise Fault(e.code, f"{e.message} in {shown(raw)}", (), e.suggestion, offset=e.offset) from None
             if isinstance(tree, Name):
                 given = self.args.get(tree.id)
                 axis = given.axis if isinstance(given, AxisArg) else tree.id if tree.id in self.dims else default
@@ -131,7 +194,11 @@ class Scope:
         if isinstance(raw, str):
             name = raw.strip()
             if name in self.args:
+                if self.args[name] is FAILED:
+                    raise Told
                 return self.args[name]
+            if name in self.failed:
+                raise Told
             if name in self.dims:
                 return AxisArg(name, self.dims[name])
             try:
@@ -143,13 +210,19 @@ class Scope:
         return self.number(raw)
 
 
-def _kind(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as people read it in an error: 'text', 3, a list, nothing."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
         return "a mapping"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return "a list"
-    return "a node" if isinstance(value, Slot) else f"'{value}'"
+    if isinstance(value, Slot):
+        return "a node"
+    if isinstance(value, (int, float)):
+        return f"{value:g}" if abs(value) >= 1e15 else str(value)
+    text = value if isinstance(value, str) else str(value)
+    return f"'{text}'" if len(text) <= 80 else f"'{text[:77]}…'"

@@ -24,7 +24,7 @@ NEGATIVE = -1e30  # below any score; finite, so that a fully masked row gives 0 
 
 @dataclass
 class Source:
-    """Keys and values [batch, keys, kv, d] with the key positions: static offsets, or an array [batch, keys]."""
+    """Keys and values [batch, kv, keys, d] with the key positions: static offsets, or an array [batch, keys]."""
 
     k: Array
     v: Array
@@ -32,14 +32,14 @@ class Source:
 
 
 def _laid_out(op: _Attention, node: Node, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array, tuple[str, ...]]:
-    """q [b, t, kv, group, d], k and v [b, s, kv, d]; other batch axes are folded into b."""
+    """q [b, t, kv, group, d], k and v [b, kv, s, d]; other batch axes are folded into b."""
     qv, kv_, vv = node.operands[:3]
     batch = tuple(a for a in qv.axes if a not in (op.queries, op.heads, op.dim))
     q = align(q, qv.axes, (*batch, op.queries, op.heads, op.dim))
-    k = align(k, kv_.axes, (*batch, op.keys, op.kv_heads, op.dim))
-    v = align(v, vv.axes, (*batch, op.keys, op.kv_heads, vv.axes[-1]))
+    k = align(k, kv_.axes, (*batch, op.kv_heads, op.keys, op.dim))
+    v = align(v, vv.axes, (*batch, op.kv_heads, op.keys, vv.axes[-1]))
     n = len(batch)
-    q = q.reshape(-1, q.shape[n], k.shape[n + 1], q.shape[n + 1] // k.shape[n + 1], q.shape[n + 2])
+    q = q.reshape(-1, q.shape[n], k.shape[n], q.shape[n + 1] // k.shape[n], q.shape[n + 2])
     k, v = (x.reshape(-1, *x.shape[n:]) for x in (k, v))
     return q, k, v, batch
 
@@ -55,7 +55,7 @@ def _back(op: _Attention, node: Node, y: Array, batch: tuple[str, ...], like: Ar
 
 def _scores(op: _Attention, q: Array, k: Array, precision: Any) -> Array:
     """Scaled and capped scores [b, kv, group, t, s] in float32."""
-    s = jnp.einsum("btkgd,bskd->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32) * op.scale
+    s = jnp.einsum("btkgd,bksd->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32) * op.scale
     return jnp.tanh(s / op.softcap) * op.softcap if op.softcap else s
 
 
@@ -87,7 +87,7 @@ def plain(
     for source in sources:
         scores = _scores(op, q, source.k, precision)
         if source.positions is None:
-            keys = jnp.arange(source.k.shape[1])
+            keys = jnp.arange(source.k.shape[2])
             mask = _mask(op, jnp.arange(t), keys)
             if lengths is not None:
                 mask = mask & (keys < lengths[:, None])[:, None]
@@ -103,7 +103,7 @@ def plain(
     for w, source in zip(weights, sources, strict=True):
         w = (w / safe[..., None]).astype(source.v.dtype)
         out = out + jnp.einsum(
-            "bkgts,bskd->btkgd", w, source.v, precision=precision, preferred_element_type=jnp.float32
+            "bkgts,bksd->btkgd", w, source.v, precision=precision, preferred_element_type=jnp.float32
         )
     return out, jnp.moveaxis(top + jnp.log(safe), 3, 1)
 
@@ -145,8 +145,8 @@ def blocked(
         jnp.zeros((b, rows, kv, group, width), jnp.float32),
     )
     for source in sources:
-        n = source.k.shape[1]
-        k, v = _padded(source.k, 1, BLOCK), _padded(source.v, 1, BLOCK)
+        n = source.k.shape[2]
+        k, v = _padded(source.k, 2, BLOCK), _padded(source.v, 2, BLOCK)
         places = None if source.positions is None else _padded(source.positions, 1, BLOCK, -1)
         i, j = pairs(op, t, n, source.positions is None)
 
@@ -155,8 +155,8 @@ def blocked(
         ) -> tuple[Any, None]:
             top, total, acc = carry
             qi, kj = ij[0] * BLOCK, ij[1] * BLOCK
-            cut = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, BLOCK, 1)  # noqa: E731
-            scores = _scores(op, cut(q, qi), cut(k, kj), precision)
+            cut = lambda x, at, axis=1: jax.lax.dynamic_slice_in_dim(x, at, BLOCK, axis)  # noqa: E731
+            scores = _scores(op, cut(q, qi), cut(k, kj, 2), precision)
             steps = jnp.arange(BLOCK)
             if places is None:
                 keys = kj + steps
@@ -172,7 +172,7 @@ def blocked(
             new = jnp.maximum(old, jnp.max(scores, -1))
             weights = jnp.where(mask, jnp.exp(scores - new[..., None]), 0.0)
             fade = jnp.moveaxis(jnp.exp(old - new), 3, 1)
-            partial = jnp.einsum("bkgts,bskd->btkgd", weights.astype(v.dtype), cut(v, kj), precision=precision,
+            partial = jnp.einsum("bkgts,bksd->btkgd", weights.astype(v.dtype), cut(v, kj, 2), precision=precision,
                                  preferred_element_type=jnp.float32)  # fmt: skip
             put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, qi, 1)  # noqa: E731
             total = put(total, cut(total, qi) * fade + jnp.moveaxis(jnp.sum(weights, -1), 3, 1))
@@ -212,9 +212,9 @@ def _attend_cached(
     if len(batch) != 1:
         raise AssertionError(f"a cache has one batch axis, found {batch}")
     cached_axes = tuple(op.keys if a == "slots" else a for a in node.operands[3].axes)
-    ck = align(read(old_k), cached_axes, (*batch, op.keys, op.kv_heads, op.dim))
-    cv = align(read(old_v), cached_axes, (*batch, op.keys, op.kv_heads, node.operands[2].axes[-1]))
-    places = slot_positions(start, ck.shape[1])
+    ck = align(read(old_k), cached_axes, (*batch, op.kv_heads, op.keys, op.dim))
+    cv = align(read(old_v), cached_axes, (*batch, op.kv_heads, op.keys, node.operands[2].axes[-1]))
+    places = slot_positions(start, ck.shape[2])
     sources = [Source(ck.astype(kl.dtype), cv.astype(vl.dtype), places), Source(kl, vl)]
     out, sums = IMPLEMENTATIONS[op.implementation](op, ql, sources, start, None, ctx.precision(q.dtype))
     return _back(op, node, out.astype(q.dtype), batch, q), _back(op, node, sums, batch, q)
@@ -247,10 +247,10 @@ def _attend_gradient(
     sl = rows(sums, node.operands[4].axes, ())
     delta = jnp.sum(gl * ol, -1)
     precision = ctx.precision(jnp.float32 if q.dtype == jnp.float32 else q.dtype)
-    block = BLOCK if op.implementation == "blocked" else max(t, kl.shape[1])
-    n = kl.shape[1]
+    n = kl.shape[2]
+    block = BLOCK if op.implementation == "blocked" else max(t, n)
     qp, gp, sp, dp = (_padded(x, 1, block) for x in (ql, gl, sl, delta))
-    kp, vp = _padded(kl, 1, block), _padded(vl, 1, block)
+    kp, vp = _padded(kl, 2, block), _padded(vl, 2, block)
     if block == BLOCK:
         i, j = pairs(op, t, n, True)
     else:
@@ -260,9 +260,9 @@ def _attend_gradient(
     def tile(carry: Any, ij: Any) -> tuple[Any, None]:
         dq, dk, dv = carry
         qi, kj = ij[0] * block, ij[1] * block
-        cut = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, block, 1)  # noqa: E731
-        qb, kb, vb, gb = cut(q32, qi), cut(k32, kj), cut(v32, kj), cut(gp, qi)
-        scores = _scores(op, cut(qp, qi), cut(kp, kj), precision)
+        cut = lambda x, at, axis=1: jax.lax.dynamic_slice_in_dim(x, at, block, axis)  # noqa: E731
+        qb, kb, vb, gb = cut(q32, qi), cut(k32, kj, 2), cut(v32, kj, 2), cut(gp, qi)
+        scores = _scores(op, cut(qp, qi), cut(kp, kj, 2), precision)
         steps = jnp.arange(block)
         keys = kj + steps
         mask = _mask(op, qi + steps, jnp.where(keys < n, keys, -1)) & (qi + steps < t)[:, None]
@@ -270,25 +270,28 @@ def _attend_gradient(
             mask = mask & (keys < lengths[:, None])[:, None]
         p = jnp.where(_bias(mask), jnp.exp(scores - jnp.moveaxis(cut(sp, qi), 1, 3)[..., None]), 0.0)
         dots = dict(precision=precision, preferred_element_type=jnp.float32)
-        dpb = jnp.einsum("btkgd,bskd->bkgts", gb, vb, **dots)
+        dpb = jnp.einsum("btkgd,bksd->bkgts", gb, vb, **dots)
         ds = p * (dpb - jnp.moveaxis(cut(dp, qi), 1, 3)[..., None])
         if op.softcap:
             ds = ds * (1.0 - jnp.square(scores / op.softcap))
         ds = ds * op.scale
-        add = lambda x, y, at: jax.lax.dynamic_update_slice_in_dim(x, cut(x, at) + y, at, 1)  # noqa: E731
-        dv = add(dv, jnp.einsum("bkgts,btkgd->bskd", p, gb, **dots), kj)
-        dq = add(dq, jnp.einsum("bkgts,bskd->btkgd", ds, kb, **dots), qi)
-        dk = add(dk, jnp.einsum("bkgts,btkgd->bskd", ds, qb, **dots), kj)
+        add = lambda x, y, at, axis=1: jax.lax.dynamic_update_slice_in_dim(x, cut(x, at, axis) + y, at, axis)  # noqa: E731
+        dv = add(dv, jnp.einsum("bkgts,btkgd->bksd", p, gb, **dots), kj, 2)
+        dq = add(dq, jnp.einsum("bkgts,bksd->btkgd", ds, kb, **dots), qi)
+        dk = add(dk, jnp.einsum("bkgts,btkgd->bksd", ds, qb, **dots), kj, 2)
         return (dq, dk, dv), None
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (qp, kp, vp))
     (dq, dk, dv), _ = jax.lax.scan(tile, zeros, (jnp.asarray(i), jnp.asarray(j)))
     sizes = [q.shape[node.operands[0].axes.index(a)] for a in batch]
-    results = []
-    for x, n_rows, like, inner in ((dq, t, node.operands[0], (op.queries, op.heads, op.dim)),
-                                   (dk, n, node.operands[1], (op.keys, op.kv_heads, op.dim)),
-                                   (dv, n, node.operands[2], (op.keys, op.kv_heads, node.operands[2].axes[-1]))):  # fmt: skip
-        x = x[:, :n_rows]
-        x = x.reshape(*sizes, n_rows, -1, x.shape[-1])
-        results.append(align(x, (*batch, *inner), like.axes).astype(like.type.dtype))
-    return tuple(results)
+    dq = dq[:, :t].reshape(*sizes, t, kv * group, -1)
+    dk, dv = (x[:, :, :n].reshape(*sizes, kv, n, x.shape[-1]) for x in (dk, dv))
+    axes = (
+        (*batch, op.queries, op.heads, op.dim),
+        (*batch, op.kv_heads, op.keys, op.dim),
+        (*batch, op.kv_heads, op.keys, node.operands[2].axes[-1]),
+    )
+    return tuple(
+        align(x, own, like.axes).astype(like.type.dtype)
+        for x, own, like in zip((dq, dk, dv), axes, node.operands, strict=False)
+    )

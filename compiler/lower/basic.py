@@ -72,12 +72,26 @@ def _softmax(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     return (jax.nn.softmax(x.astype(jnp.float32), node.operands[0].axes.index(node.op.axis)),)  # type: ignore[attr-defined]
 
 
+def own_ids(ids: Array, size: int, shard: str) -> tuple[Array, Array]:
+    """Ids counted from this shard's first entry (0 where they are another's), and which are this shard's."""
+    local = ids - jax.lax.axis_index(shard) * size if shard else ids
+    mine = (local >= 0) & (local < size)
+    return jnp.where(mine, local, 0), mine
+
+
+def _inside(ids: Array, size: int, shard: str) -> Array:
+    """Ids outside the whole table become 0."""
+    whole = size * jax.lax.axis_size(shard) if shard else size
+    return jnp.where((ids >= 0) & (ids < whole), ids, 0)
+
+
 @lowers(lookup.Lookup)
 def _lookup(ctx: Context, node: Node, table: Array, ids: Array) -> tuple[Array, ...]:
     axis = node.operands[0].axes.index(node.op.axis)  # type: ignore[attr-defined]
     rows = jnp.moveaxis(table, axis, 0)
-    ids = jnp.where((ids >= 0) & (ids < rows.shape[0]), ids, 0)
-    return (jnp.take(rows, ids, axis=0, mode="clip"),)
+    ids, mine = own_ids(_inside(ids, rows.shape[0], node.op.shard), rows.shape[0], node.op.shard)  # type: ignore[attr-defined]
+    y = jnp.take(rows, ids, axis=0, mode="clip")
+    return (jnp.where(mine.reshape(*mine.shape, *[1] * (y.ndim - mine.ndim)), y, 0) if node.op.shard else y,)  # type: ignore[attr-defined]
 
 
 @lowers(lookup.ScatterAdd)
@@ -87,9 +101,10 @@ def _scatter_add(ctx: Context, node: Node, ids: Array, g: Array) -> tuple[Array,
     rest = tuple(a for a in g_axes if a not in ids_axes)
     g = align(g, g_axes, (*ids_axes, *rest))
     flat = g.reshape(-1, *g.shape[len(ids_axes) :])
-    size = ctx.size(op.size)
-    ids = jnp.where((ids >= 0) & (ids < size), ids, 0)
-    return (jnp.zeros((size, *flat.shape[1:]), g.dtype).at[ids.reshape(-1)].add(flat),)
+    size = ctx.length(node.result, op.axis)
+    ids, mine = own_ids(_inside(ids, size, op.shard), size, op.shard)
+    place = jnp.where(mine, ids, size).reshape(-1)  # another shard's go out of range and are dropped
+    return (jnp.zeros((size, *flat.shape[1:]), g.dtype).at[place].add(flat, mode="drop"),)
 
 
 @lowers(shape.Arrange)
@@ -107,7 +122,7 @@ def _reshape(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     op: Any = node.op
     if isinstance(op, shape.Split):
         at = node.operands[0].axes.index(op.axis)
-        inner = [ctx.size(s) for s in op.sizes]
+        inner = [ctx.length(node.result, n) for n in op.names]
         return (x.reshape(*x.shape[:at], *inner, *x.shape[at + 1 :]),)
     at = node.operands[0].axes.index(op.names[0])
     return (x.reshape(*x.shape[:at], -1, *x.shape[at + len(op.names) :]),)
@@ -125,8 +140,7 @@ def _reduce(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 
 @lowers(shape.Expand)
 def _expand(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    sizes = [ctx.size(s) for s in node.op.sizes]  # type: ignore[attr-defined]
-    return (jnp.broadcast_to(x, (*sizes, *x.shape)),)
+    return (jnp.broadcast_to(x, ctx.shape(node.result)),)
 
 
 @lowers(shape.Concat)
@@ -151,14 +165,22 @@ def _pad(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 @lowers(leaves.Positions)
 def _positions(ctx: Context, node: Node, start: Array | None = None) -> tuple[Array, ...]:
     op: Any = node.op
-    batch, size = (ctx.size(s) for s in node.result.type.sizes)
+    batch, size = ctx.shape(node.result)
     steps = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (batch, size))
     return (steps if start is None else steps + start[:, None],)
 
 
 @lowers(collective.AllReduce)
 def _all_reduce(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    return (jax.lax.psum(x, node.op.mesh_axis),)  # type: ignore[attr-defined]
+    op: Any = node.op
+    return ({"sum": jax.lax.psum, "mean": jax.lax.pmean, "max": jax.lax.pmax}[op.kind](x, op.mesh_axis),)
+
+
+@lowers(collective.OwnShard)
+def _own_shard(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
+    op: Any = node.op
+    at, size = node.result.axes.index(op.axis), ctx.length(node.result, op.axis)
+    return (jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(op.mesh_axis) * size, size, at),)
 
 
 @lowers(collective.AllGather)

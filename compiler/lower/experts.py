@@ -96,7 +96,9 @@ def _collect(ctx: Context, node: Node, y: Array, weights: Array, chosen: Array, 
     if op.implementation == "dense":
         rest = tuple(a for a in node.result.axes if a not in node.operands[1].axes)
         y = align(y, axes, (*node.operands[1].axes[:-1], "experts", *rest))
-        spread = _dense_weights(weights, chosen, y.shape[len(node.operands[1].axes) - 1])
+        here = y.shape[len(node.operands[1].axes) - 1]
+        first = jax.lax.axis_index(op.shard) * here if op.shard else 0
+        spread = _dense_weights(weights, chosen - first, here)
         total = jnp.einsum("...e,...ed->...d", spread, y.astype(jnp.float32), precision=ctx.precision(jnp.float32))
         return (total.astype(y.dtype),)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))

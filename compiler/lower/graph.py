@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from compiler.graph.ir import Graph, Node
-from compiler.lower import attention, basic, experts, recurrence, rotate, state  # noqa: F401  (register)
+from compiler.graph.sizes import Size
+from compiler.lower import attention, basic, experts, loss, recurrence, rotate, state  # noqa: F401  (register)
 from compiler.lower.registry import LOWERINGS, Context, StackSlot, lowers, read
 from compiler.ops.control import Repeat
 from compiler.ops.leaves import Argument, Constant, Input, Parameter, State
@@ -37,7 +38,8 @@ def step(node: Node, env: dict[int, Any], ctx: Context) -> None:
 
 @lowers(Constant)
 def _constant(ctx: Context, node: Node) -> tuple[Any, ...]:
-    values = np.asarray(node.op.values)  # type: ignore[attr-defined]
+    numbers = node.op.values  # type: ignore[attr-defined]
+    values = np.asarray([ctx.size(v) if isinstance(v, Size) else v for v in numbers])
     t = node.result.type
     return (jnp.asarray(values[0] if not t.axes else values, t.dtype),)
 
@@ -66,8 +68,9 @@ def _repeat(ctx: Context, node: Node, *operands: Any) -> tuple[Any, ...]:
         outs = [env[v.id] for _, v in op.body.outputs]
         ys = [read(y) for y in outs[op.carried : len(outs) - op.states]]
         new = [s.stack for s in outs[len(outs) - op.states :]]
-        return (index + 1, outs[: op.carried], new), ys
+        return (index + step_by, outs[: op.carried], new), ys
 
-    start = (jnp.zeros((), jnp.int32), carried, states)
-    (_, values, stacks), ys = jax.lax.scan(trip, start, stacked, length=op.trips, reverse=False)
+    step_by = -1 if op.reverse else 1
+    start = (jnp.asarray(op.trips - 1 if op.reverse else 0, jnp.int32), carried, states)
+    (_, values, stacks), ys = jax.lax.scan(trip, start, stacked, length=op.trips, reverse=op.reverse)
     return (*values, *ys, *stacks)

@@ -92,7 +92,7 @@ def program(
 ) -> Program:
     """The program of a phase. ``sizes``: batch, seq (positions of one call), capacity (longest sequence that the
     cache holds), and the model's other variable axes. Raises PhaseError, SpecError."""
-    made = phase_graph(model, phase, logits, fresh)
+    made = phase_graph(model, phase, logits, fresh, choice.heads_first)
     numbers = sizes_of(made, sizes)
     graph = select(made.graph, numbers, choice)
     states = {label: t for label, (_, t) in made.states().items()}

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from compiler.graph.ir import Node
+from compiler.graph.ir import Node, Value
 from compiler.graph.sizes import Size
 from compiler.ops.contract import Op
 
@@ -38,11 +38,19 @@ class Context:
     sizes: Mapping[str, int]
     leaves: Mapping[str, Any] = field(default_factory=dict)
     watch: Callable[[Node, tuple[Any, ...]], None] | None = None
-    mesh_axes: frozenset[str] = frozenset()
-    local: Mapping[str, int] = field(default_factory=dict)  # axis -> shards, inside a shard_map
+    mesh: Mapping[str, int] = field(default_factory=dict)  # mesh axes, inside a shard_map
+    placements: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # value -> axis -> mesh axis
 
     def size(self, s: Size) -> int:
         return int(s.evaluate(self.sizes))
+
+    def length(self, value: Value, axis: str) -> int:
+        """Entries of an axis of a value that are here: a shard's share where the axis is sharded."""
+        mesh_axis = self.placements.get(value.id, {}).get(axis)
+        return self.size(value.type.size(axis)) // (self.mesh[mesh_axis] if mesh_axis else 1)
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        return tuple(self.length(value, a) for a in value.axes)
 
     def precision(self, dtype: Any) -> jax.lax.Precision:
         """float32 products keep float32 everywhere (TPU and GPU would use bfloat16 or TF32 passes by default);

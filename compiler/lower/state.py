@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from compiler.graph.ir import Node
 from compiler.lower.basic import align
 from compiler.lower.registry import Array, Context, StackSlot, lowers, read
-from compiler.ops.state import Append, KeepLast, KeepTail, LastValid
+from compiler.ops.state import After, Append, KeepLast, KeepTail, LastValid
 
 
 def _store(old: Any, new: Array) -> Any:
@@ -21,27 +21,28 @@ def _store(old: Any, new: Array) -> Any:
 
 @lowers(Append)
 def _append(ctx: Context, node: Node, cache: Any, new: Array, start: Array, valid: Array) -> tuple[Any, ...]:
+    axes = node.operands[0].axes
     slots = ctx.size(node.operands[0].type.size("slots"))
-    axes = tuple("seq" if a == "slots" else a for a in node.operands[0].axes)
-    new = align(new, node.operands[1].axes, axes)
-    if axes[:2] != ("batch", "seq"):
-        raise AssertionError(f"a cache is [batch slots …], found {axes}")
-    length = new.shape[1]
-    if length > slots:  # only the last ``slots`` valid entries of a row stay
-        first = jnp.maximum(valid - slots, 0)
-        index = first[:, None] + jnp.arange(slots)
-        new = jnp.take_along_axis(new, jnp.minimum(index, length - 1).reshape(*index.shape, *[1] * (new.ndim - 2)), 1)
-        step = index
-    else:
-        step = jnp.broadcast_to(jnp.arange(length), (new.shape[0], length))
+    new = align(new, node.operands[1].axes, ("batch", "seq", *(a for a in axes if a not in ("batch", "slots"))))
+    skipped = jnp.zeros_like(valid)
+    if new.shape[1] > slots:  # only the last ``slots`` valid entries of a row stay
+        skipped = jnp.maximum(valid - slots, 0)
+        index = jnp.minimum(skipped[:, None] + jnp.arange(slots), new.shape[1] - 1)
+        new = jnp.take_along_axis(new, index.reshape(*index.shape, *[1] * (new.ndim - 2)), 1)
+    stack, layer = (cache.stack, cache.index) if isinstance(cache, StackSlot) else (cache[None], jnp.zeros((), jnp.int32))
+    stack = _scatter(stack, layer, axes, new.astype(stack.dtype), (start + skipped) % slots, jnp.minimum(valid - skipped, new.shape[1]))
+    return (StackSlot(stack, layer) if isinstance(cache, StackSlot) else stack[0],)
+
+
+def _scatter(stack: Array, layer: Array, axes: tuple[str, ...], new: Array, first: Array, count: Array) -> Array:
+    """new [batch, seq, …] at slots first + t, for t < count; one scatter."""
+    slots = stack.shape[1 + axes.index("slots")]
+    step = jnp.arange(new.shape[1])
     # entries past the valid ones go out of range and are dropped
-    place = jnp.where(step < valid[:, None], (start[:, None] + step) % slots, slots)
+    place = jnp.where(step < count[:, None], (first[:, None] + step) % slots, slots)
     rows = jnp.arange(new.shape[0])[:, None]
-    options = {"mode": "drop", "unique_indices": False}
-    if isinstance(cache, StackSlot):
-        stack = cache.stack.at[cache.index, rows, place].set(new.astype(cache.stack.dtype), **options)
-        return (StackSlot(stack, cache.index),)
-    return (cache.at[rows, place].set(new.astype(cache.dtype), **options),)
+    where = tuple({"batch": rows, "slots": place}.get(a, slice(None)) for a in axes)
+    return stack.at[(layer, *where)].set(new, mode="drop")
 
 
 def _pick(x: Array, index: Array) -> Array:
@@ -73,6 +74,13 @@ def _keep_tail(ctx: Context, node: Node, tail: Any, new: Array, start: Array, va
     index = valid[:, None] + jnp.arange(taps)
     kept = jnp.take_along_axis(joined, index.reshape(*index.shape, *[1] * (joined.ndim - 2)), 1)
     return (_store(tail, align(kept, ("batch", "taps", *rest), axes)),)
+
+
+@lowers(After)
+def _after(ctx: Context, node: Node, x: Array, other: Array) -> tuple[Array, ...]:
+    # never true, which the compiler cannot know: an optimisation barrier is gone before XLA for CPU inserts copies
+    one = other.reshape(-1)[0]
+    return (jnp.where((one != one) & (one == 0), jnp.zeros((), x.dtype), x),)
 
 
 @lowers(LastValid)

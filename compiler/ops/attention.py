@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -67,6 +67,12 @@ class _Attention(Op):
         pairs = Size.opaque("block_pairs", q, k, BLOCK, BLOCK, self.window or 0, int(self.causal))
         return pairs * (BLOCK * BLOCK)
 
+    def conflict(self, sharded: Mapping[str, str], ins: Sequence[TensorType]) -> str | None:
+        heads, kv = ins[0].size(self.heads), ins[1].size(self.kv_heads)
+        if kv == 1 or sharded.get(self.heads) == sharded.get(self.kv_heads):
+            return None
+        return f"{heads} {self.heads} read {kv} {self.kv_heads} in groups: shard both alike, or neither"
+
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis in (self.queries, self.keys):
             return Role.RING
@@ -114,7 +120,13 @@ class Attend(_Attention):
         kind = "cache" if self.window is None else "ring"
 
         def cache(name: str, x: Value) -> Value:
-            return s.state(name, kind, x.type.resize(self.keys, slots).rename({self.keys: "slots"}))
+            # the order is the target's: see select.Choice
+            t = x.type
+            sizes = {"slots": slots, **{a: t.size(a) for a in t.axes if a != self.keys}}
+            batch = [a for a in t.axes[:-1] if a not in (self.keys, self.kv_heads)]
+            inner = [self.kv_heads, "slots"] if s.heads_first else ["slots", self.kv_heads]
+            order = [*batch, *inner, t.axes[-1]]
+            return s.state(name, kind, TensorType.make([(a, sizes[a]) for a in order], t.dtype))
 
         old_k, old_v = cache("key", k), cache("value", v)
         if s.fresh:  # the cache is empty: it is only written
@@ -122,15 +134,15 @@ class Attend(_Attention):
         else:
             fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
             out = s.b.apply(AttendCached(**fields), q, k, v, old_k, old_v, s.start)
-        s.write("key", old_k, k, "append")
-        s.write("value", old_v, v, "append")
+        s.write("key", old_k, k, "append", out[0])
+        s.write("value", old_v, v, "append", out[0])
         return out
 
 
 @op
 @dataclass(frozen=True)
 class AttendCached(_Attention):
-    """Attention of this call's queries over a cache [batch, slots, kv_heads, head_dim] and this call's own keys.
+    """Attention of this call's queries over a cache [batch, kv_heads, slots, head_dim] and this call's own keys.
     Slot i holds the last position p < start with p % slots == i: a ring needs no stored positions."""
 
     name: ClassVar[str] = "attend_cached"
@@ -166,6 +178,11 @@ class AttendGradient(_Attention):
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         self._check(*ins[:3])
         return ins[0], ins[1], ins[2]
+
+    def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
+        if axis == self.heads and ins[1].size(self.kv_heads) == 1:
+            return Role.SUM  # every head adds to the one key and value head's cotangents
+        return super().role(axis, ins, outs)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         q, k, v = ins[:3]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compiler.graph.ir import Value
 from compiler.graph.types import TensorType
-from compiler.ops.contract import Op, op
+from compiler.ops.contract import Cost, Op, op
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -29,12 +29,31 @@ class _Collective(Op):
 @op
 @dataclass(frozen=True)
 class AllReduce(_Collective):
-    """Partial sums of the shards become the sum on each. Its way back is the same for a replicated result."""
+    """Partial results of the shards become the sum (mean, max) on each. Every shard then holds the same value, so
+    the way back is the cotangent itself."""
 
     name: ClassVar[str] = "all_reduce"
+    kind: str = "sum"
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
+        if self.kind != "sum" and grads[0] is not None:
+            raise NotImplementedError("differentiate before partition: the way back of a maximum is not here")
         return (grads[0],)
+
+
+@op
+@dataclass(frozen=True)
+class OwnShard(_Collective):
+    """Each shard keeps its own part of a replicated value along ``axis``; moves nothing."""
+
+    name: ClassVar[str] = "own_shard"
+    axis: str = ""
+
+    def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
+        return Cost()
+
+    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
+        return (None if grads[0] is None else b.one(AllGather(self.mesh_axis, self.axis), grads[0]),)
 
 
 @op

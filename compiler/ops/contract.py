@@ -8,7 +8,7 @@ axis and what state it keeps there. The JAX lowering stands in the file of the s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,9 +44,9 @@ class Role(Enum):
     """What an op does when an axis of its operands is sharded over a mesh axis."""
 
     PARALLEL = "parallel"  # each shard alone; results sharded alike
-    SUM = "sum"  # contracted: each shard holds a partial sum, an all-reduce completes it
+    SUM = "sum"  # contracted: results without the axis are partial, an all-reduce (of ``Op.partial``) completes them
     WHOLE = "whole"  # must be gathered first
-    LOOKUP = "lookup"  # rows of a table: each shard answers for its rows, an all-reduce adds
+    LOOKUP = "lookup"  # entries by number: each shard (``shard`` is set) answers for its own, an all-reduce adds
     CARRY = "carry"  # a scan along the axis: the carry is passed on from shard to shard
     RING = "ring"  # attention keys: blocks travel round the shards
 
@@ -84,6 +84,18 @@ class Op:
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         """The partition rule, one axis name at a time."""
         return Role.PARALLEL
+
+    def partial(self) -> str:
+        """What completes the partial results of Role.SUM: "sum", "mean" or "max"."""
+        return "sum"
+
+    def follows(self) -> Mapping[str, str]:
+        """Operand axes that go on under another name in the result, their shards with them."""
+        return {}
+
+    def conflict(self, sharded: Mapping[str, str], ins: Sequence[TensorType]) -> str | None:
+        """Why these axes (to mesh axes) cannot be sharded together here, or None."""
+        return None
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         """Behaviour along the streaming axis."""

@@ -31,6 +31,7 @@ class Repeat(Op):
     states: int = 0
     arguments: tuple[int, ...] = ()
     axis: str = "layers"
+    reverse: bool = False  # from the last slice of every stack to the first
 
     @property
     def region(self) -> Graph:

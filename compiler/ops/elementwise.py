@@ -54,13 +54,23 @@ def _greater(b: Any, x: Value, y: Value | float) -> Value:
     return b.cast(b.greater(x, y), x.type.dtype)
 
 
+def _larger(b: Any, g: Value, second: Value, first: Value) -> Grads:
+    """Cotangents of two values of which one is taken; the first when they are equal."""
+    to_second = b.mul(g, _greater(b, second, first))
+    return b.sub(g, to_second), to_second
+
+
+def _unless(b: Any, condition: Value, g: Value) -> Value:
+    return b.select(condition, b.constant(0.0, g.type.dtype), g)
+
+
 TABLE: dict[str, Rule] = {
     "add": Rule(2, 1, 0, lambda b, i, o, g: (g, g), meaning="x + y"),
     "sub": Rule(2, 1, 0, lambda b, i, o, g: (g, b.neg(g)), meaning="x - y"),
     "mul": Rule(2, 1, 0, lambda b, i, o, g: (b.mul(g, i[1]), b.mul(g, i[0])), meaning="x * y"),
     "div": Rule(2, 1, 0, lambda b, i, o, g: (b.div(g, i[1]), b.neg(b.div(b.mul(g, o), i[1]))), meaning="x / y"),
-    "max": Rule(2, 1, 0, lambda b, i, o, g: (b.mul(g, _greater(b, i[0], i[1])), b.mul(g, _greater(b, i[1], i[0])))),
-    "min": Rule(2, 1, 0, lambda b, i, o, g: (b.mul(g, _greater(b, i[1], i[0])), b.mul(g, _greater(b, i[0], i[1])))),
+    "max": Rule(2, 1, 0, lambda b, i, o, g: _larger(b, g, i[1], i[0]), meaning="the larger of x and y"),
+    "min": Rule(2, 1, 0, lambda b, i, o, g: _larger(b, g, i[0], i[1]), meaning="the smaller of x and y"),
     "neg": Rule(1, 1, 0, lambda b, i, o, g: (b.neg(g),)),
     "abs": Rule(1, 1, 0, lambda b, i, o, g: (b.mul(g, b.sign(i[0])),)),
     "sign": Rule(1, 1, 0, lambda b, i, o, g: (None,)),
@@ -84,7 +94,7 @@ TABLE: dict[str, Rule] = {
         3,
         1,
         0,
-        lambda b, i, o, g: (None, b.select(i[0], g, b.mul(g, 0.0)), b.select(i[0], b.mul(g, 0.0), g)),
+        lambda b, i, o, g: (None, b.select(i[0], g, b.constant(0.0, g.type.dtype)), _unless(b, i[0], g)),
         meaning="x where the condition holds, else y",
     ),
 }
@@ -127,6 +137,8 @@ class Map(Op):
 @op
 @dataclass(frozen=True)
 class Cast(Op):
+    """Another dtype."""
+
     name: ClassVar[str] = "cast"
     dtype: str = "float32"
 
@@ -143,6 +155,8 @@ class Cast(Op):
 @op
 @dataclass(frozen=True)
 class StopGradient(Op):
+    """The value itself, through which no gradient flows."""
+
     name: ClassVar[str] = "stop_gradient"
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:

@@ -3,7 +3,6 @@ pairs by expert, ``dense`` runs every expert on every token (better for few toke
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -127,8 +126,8 @@ class Dispatch(Op):
             return None, None
         if self.implementation == "dense":
             return grads[0], None
-        ones = b.add(b.mul(b.cast(ins[1], "float32"), 0.0), 1.0)
-        return b.one(Collect("ragged"), grads[0], ones, ins[1], outs[1]), None
+        ones = b.expand(b.constant(1.0), ins[1].type.pairs)
+        return b.arrange(b.one(Collect("ragged"), grads[0], ones, ins[1], outs[1]), ins[0].axes), None
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         return Role.PARALLEL if axis == "embed" else Role.WHOLE
@@ -181,7 +180,8 @@ class ExpertDot(Op):
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis in self.contract:
             return Role.SUM
-        return Role.WHOLE if axis == "rows" else Role.PARALLEL
+        ragged = self.implementation == "ragged" and axis == "experts"
+        return Role.WHOLE if axis == "rows" or ragged else Role.PARALLEL
 
 
 @op
@@ -204,16 +204,18 @@ class ExpertOuter(Op):
         return tuple(None for _ in ins)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.SUM if axis == "rows" else Role.PARALLEL
+        return Role.WHOLE if axis in ("rows", "experts") else Role.PARALLEL
 
 
 @op
 @dataclass(frozen=True)
 class Collect(Op):
-    """The experts' answers back to their tokens, weighted and added. Operands: y, weights, chosen, order."""
+    """The experts' answers back to their tokens, weighted and added. Operands: y, weights, chosen, order. With
+    ``shard`` (dense; a mesh axis over which the experts are split) each shard adds up its own experts."""
 
     name: ClassVar[str] = "collect"
     implementation: str = "ragged"
+    shard: str = ""
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         y, weights = ins[:2]
@@ -227,12 +229,13 @@ class Collect(Op):
         if grads[0] is None:
             return None, None, None, None
         y, weights, chosen, order = ins
-        fields = dataclasses.replace(self)
-        dy, dw = b.apply(CollectGradient(fields.implementation), grads[0], y, weights, chosen, order)
+        dy, dw = b.apply(CollectGradient(self.implementation), grads[0], y, weights, chosen, order)
         return dy, dw, None, None
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.WHOLE if axis in ("rows", "active") else Role.SUM if axis == "experts" else Role.PARALLEL
+        if self.implementation == "ragged" and axis in ins[1].axes:
+            return Role.WHOLE  # the rows of all tokens stand in one order
+        return Role.WHOLE if axis in ("rows", "active") else Role.LOOKUP if axis == "experts" else Role.PARALLEL
 
 
 @op

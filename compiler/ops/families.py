@@ -9,6 +9,7 @@ from compiler.ops import (  # noqa: F401
     leaves,
     linear,
     lookup,
+    loss,
     normalise,
     recurrence,
     rotate,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.graph.ir import Value
-from compiler.graph.sizes import BATCH
+from compiler.graph.sizes import BATCH, Size
 from compiler.graph.types import TensorType
-from compiler.ops.contract import Cost, Op, function, op
+from compiler.ops.contract import Cost, Op, Role, function, op
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -88,7 +88,8 @@ class Argument(Leaf):
 @op
 @dataclass(frozen=True)
 class Constant(Leaf):
-    """A number, or one number a layer (then a stack outside the region and an argument inside)."""
+    """A number, a size that becomes one when sizes are known, or one number a layer (then a stack outside the
+    region and an argument inside)."""
 
     name: ClassVar[str] = "constant"
     values: tuple[Any, ...] = (0.0,)
@@ -112,10 +113,13 @@ class Positions(Op):
     ) -> tuple[Value | None, ...]:
         return tuple(None for _ in ins)
 
+    def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
+        return Role.CARRY if axis == self.axis else Role.PARALLEL
+
 
 @function
-def constant(b: Builder, value: float, dtype: str = "float32") -> Value:
-    """A scalar."""
+def constant(b: Builder, value: float | Size, dtype: str = "float32") -> Value:
+    """A scalar. A size is always that of the whole axis, also where it is sharded."""
     return b.append(Constant((value,)), (), (TensorType((), (), dtype),))[0]
 
 

@@ -53,7 +53,9 @@ class Dot(Op):
 
         def one(mine: Value, other: Value) -> Value:
             gone = tuple(a for a in other.axes if a not in mine.axes)
-            return b.arrange(b.dot(g, other, gone, mine.type.dtype), mine.axes)
+            # a float32 cotangent of bfloat16 factors is narrowed: the product runs at their width
+            narrow = b.cast(g, other.type.dtype)
+            return b.arrange(b.dot(narrow, other, gone, mine.type.dtype), mine.axes)
 
         return one(x, y), one(y, x)
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 @op
 @dataclass(frozen=True)
 class Lookup(Op):
-    """table[ids]: the table's ``axis`` is replaced by the ids' axes. Ids outside the table give row 0."""
+    """table[ids]: the table's ``axis`` is replaced by the ids' axes. Ids outside the table give row 0. With
+    ``shard`` (a mesh axis over which the rows are split) each shard gives its own rows and zeros elsewhere."""
 
     name: ClassVar[str] = "lookup"
     axis: str = "vocab"
+    shard: str = ""
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         table, ids = ins
@@ -39,7 +41,7 @@ class Lookup(Op):
         if grads[0] is None:
             return None, None
         table, ids = ins
-        g = b.one(ScatterAdd(self.axis, table.type.size(self.axis)), ids, b.cast(grads[0], "float32"))
+        g = b.one(ScatterAdd(self.axis, table.type.size(self.axis), self.shard), ids, b.cast(grads[0], "float32"))
         return b.cast(b.arrange(g, table.axes), table.type.dtype), None
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
@@ -54,6 +56,7 @@ class ScatterAdd(Op):
     name: ClassVar[str] = "scatter_add"
     axis: str = "vocab"
     size: Size = Size.of(1)
+    shard: str = ""
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         ids, g = ins
@@ -69,7 +72,7 @@ class ScatterAdd(Op):
     ) -> tuple[Value | None, ...]:
         if grads[0] is None:
             return None, None
-        return None, b.arrange(b.lookup(grads[0], ins[0], self.axis), ins[1].axes)
+        return None, b.arrange(b.one(Lookup(self.axis, self.shard), grads[0], ins[0]), ins[1].axes)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis in ins[0].axes:

@@ -61,6 +61,8 @@ class Norm(Op):
 @op
 @dataclass(frozen=True)
 class Softmax(Op):
+    """exp(x) / sum(exp(x)) along an axis, in float32."""
+
     name: ClassVar[str] = "softmax"
     axis: str = "experts"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compiler.graph.ir import Value
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
+from compiler.ops.shape import zeros
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -99,8 +100,10 @@ class ShortConv(Op):
         return moved(ins, outs, vector=outs[0].elements * ins[1].size(self.taps) * 2)
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
-        if grads[0] is None or len(ins) > 2:
+        if grads[0] is None:
             return tuple(None for _ in ins)
+        if len(ins) > 2:
+            return self._gradient_with_tail(b, ins, grads[0])
         x, kernel = ins
         g = grads[0]
         dx = b.one(ShortConv(self.axis, self.taps, not self.reverse), g, kernel)
@@ -114,6 +117,20 @@ class ShortConv(Op):
             rows.append(b.expand(row, [(self.taps, 1)]))
         dk = b.arrange(b.concat(*rows, axis=self.taps) if taps > 1 else rows[0], kernel.axes)
         return dx, b.cast(dk, kernel.type.dtype)
+
+    def _gradient_with_tail(self, b: Builder, ins: Sequence[Value], g: Value) -> Grads:
+        """As if the tail stood before x; its own outputs are not used."""
+        x, kernel, tail = ins
+        before = b.arrange(b.rename(b.cast(tail, x.type.dtype), taps=self.axis), x.axes)
+        taps, length = tail.type.size("taps"), x.type.size(self.axis)
+        joined = b.concat(*((x, before) if self.reverse else (before, x)), axis=self.axis)
+        none = zeros(b, before.type)
+        wide = b.concat(*((g, none) if self.reverse else (none, g)), axis=self.axis)
+        dx, dk = ShortConv(self.axis, self.taps, self.reverse).gradient(b, (joined, kernel), (joined,), (wide,))
+        at = (length, 0) if self.reverse else (0, taps)
+        dt = b.rename(b.slice(dx, self.axis, at[0], taps), **{self.axis: "taps"})
+        dt = b.cast(b.arrange(dt, tail.axes), tail.type.dtype)
+        return b.slice(dx, self.axis, at[1], length), dk, dt
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.taps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -57,6 +57,9 @@ class Rename(Op):
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         return Along.LOOKAHEAD if axis in self.old else Along.POINTWISE
 
+    def follows(self) -> Mapping[str, str]:
+        return dict(zip(self.old, self.new, strict=True))
+
 
 @op
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ class Split(Op):
         return (None if grads[0] is None else b.merge(grads[0], self.names, self.axis),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.WHOLE if axis in (self.axis, *self.names) else Role.PARALLEL
+        return Role.WHOLE if axis in self.names[1:] else Role.PARALLEL
+
+    def follows(self) -> Mapping[str, str]:
+        return {self.axis: self.names[0]}  # the slowest part: shards stay whole numbers of it
 
 
 @op
@@ -116,7 +122,10 @@ class Merge(Op):
         return (None if grads[0] is None else b.one(Split(self.axis, self.names, sizes), grads[0]),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.WHOLE if axis in (self.axis, *self.names) else Role.PARALLEL
+        return Role.WHOLE if axis in self.names[1:] else Role.PARALLEL
+
+    def follows(self) -> Mapping[str, str]:
+        return {self.names[0]: self.axis}
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         return Along.LOOKAHEAD if axis in self.names else Along.POINTWISE
@@ -148,14 +157,14 @@ class Reduce(Op):
             return (b.arrange(b.mul(b.div(hit, b.reduce(hit, "sum", self.over)), g), x.axes),)
         spread = b.expand(g, [(a, x.type.size(a)) for a in self.over])
         if self.kind == "mean":
-            ones = product(x.type.size(a) for a in self.over)
-            spread = b.mul(spread, 1.0 / float(ones.constant))
+            spread = b.div(spread, b.constant(product(x.type.size(a) for a in self.over), x.type.dtype))
         return (b.arrange(spread, x.axes),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        if axis not in self.over:
-            return Role.PARALLEL
-        return Role.SUM if self.kind == "sum" else Role.WHOLE
+        return Role.SUM if axis in self.over else Role.PARALLEL
+
+    def partial(self) -> str:
+        return self.kind
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         return Along.LOOKAHEAD if axis in self.over else Along.POINTWISE
@@ -180,6 +189,8 @@ class Expand(Op):
 @op
 @dataclass(frozen=True)
 class Concat(Op):
+    """Values one after the other along an axis."""
+
     name: ClassVar[str] = "concat"
     axis: str = ""
 
@@ -327,3 +338,8 @@ def take(b: Builder, x: Value, **index: int) -> Value:
     """take(x, axis=i): entry i of an axis, which goes away."""
     ((axis, i),) = index.items()
     return b.reduce(b.one(Slice(axis, Size.of(int(i)), Size.of(1)), x), "sum", (axis,))
+
+
+def zeros(b: Builder, t: TensorType) -> Value:
+    """A value of zeros."""
+    return b.expand(b.constant(0.0, t.dtype), t.pairs)

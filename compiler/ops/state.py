@@ -42,14 +42,14 @@ class _Write(Op):
 @op
 @dataclass(frozen=True)
 class Append(_Write):
-    """Cache [batch, slots, …] with the row's ``valid`` new entries at slots (start + t) % slots; of more new
+    """Cache [batch, …, slots, …] with the row's ``valid`` new entries at slots (start + t) % slots; of more new
     entries than slots only the last ones stay. Operands: cache, new [batch, seq, …], start, valid."""
 
     name: ClassVar[str] = "append"
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         cache, new = ins[:2]
-        if cache.drop("slots").pairs != new.drop(self.axis).pairs:
+        if sorted(cache.drop("slots").pairs, key=str) != sorted(new.drop(self.axis).pairs, key=str):
             raise TypeProblem("axis-mismatch", f"cache {cache} and entries {new} differ")
         return (cache,)
 
@@ -76,6 +76,27 @@ class KeepTail(_Write):
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost(read=ins[0].bytes * 2, written=ins[0].bytes)
+
+
+@op
+@dataclass(frozen=True)
+class After(Op):
+    """Its first operand, once the second is known: a write that waits for the reads of what it overwrites, so that
+    the compiler needs no copy to keep both."""
+
+    name: ClassVar[str] = "after"
+    differentiable: ClassVar[bool] = False
+
+    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
+        return (ins[0],)
+
+    def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
+        return Cost()
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> tuple[Value | None, ...]:
+        return grads[0], None
 
 
 WRITES: dict[str, type[_Write]] = {"append": Append, "keep_last": KeepLast, "keep_tail": KeepTail}

@@ -22,7 +22,7 @@ from compiler.language.model import Model
 from compiler.ops.contract import Along
 from compiler.ops.control import Repeat
 from compiler.ops.leaves import Input, Parameter, Positions, State
-from compiler.ops.state import WRITES, LastValid
+from compiler.ops.state import WRITES, After, LastValid
 from compiler.passes.dependence import Dependence, dependence
 from compiler.passes.prune import prune
 
@@ -59,9 +59,11 @@ class PhaseGraph:
         return {n.op.label: n.result.type for n in self.graph.leaves(Parameter) if isinstance(n.op, Parameter)}
 
 
-def phase_graph(model: Model, phase: str, logits: str | None = None, fresh: bool = False) -> PhaseGraph:
+def phase_graph(model: Model, phase: str, logits: str | None = None, fresh: bool = False, heads_first: bool = True
+) -> PhaseGraph:
     """The graph of ``phase``. ``logits``: "last" (each row's last valid position; the default of prefill) or "all".
-    ``fresh``: the state is empty (a prompt's first call), so caches are written and not read. Raises PhaseError for an unknown phase, and where a block looks ahead in a streaming phase."""
+    ``fresh``: the state is empty (a prompt's first call), so caches are written and not read.
+    ``heads_first``: caches are [batch, kv_heads, slots, …] rather than [batch, slots, kv_heads, …]. Raises PhaseError for an unknown phase, and where a block looks ahead in a streaming phase."""
     if phase not in PHASES:
         raise PhaseError(Problem("unknown-phase", f"no phase is called {phase}", None, PHASES, nearest(phase, PHASES)))
     if phase == "forward":
@@ -78,7 +80,7 @@ def phase_graph(model: Model, phase: str, logits: str | None = None, fresh: bool
     flows = dependence(model.graph, model.streaming_input)
     if phase == "encode":
         return PhaseGraph(phase, prune(Encode(flows).run(model.graph)))
-    streaming = Streaming(flows, deferred=phase in ("verify", "commit"), fresh=fresh)
+    streaming = Streaming(flows, deferred=phase in ("verify", "commit"), fresh=fresh, heads_first=heads_first)
     graph = streaming.run(model.graph)
     streaming.problems.raise_if_any(PhaseError)
     if phase == "commit":
@@ -92,9 +94,9 @@ class Streaming(Replay):
     """Rewrites a graph so that it extends a state by the positions of one call. Ops use ``b``, ``start``,
     ``fresh``, ``state`` and ``write``."""
 
-    def __init__(self, flows: Dependence, deferred: bool, fresh: bool = False) -> None:
+    def __init__(self, flows: Dependence, deferred: bool, fresh: bool = False, heads_first: bool = True) -> None:
         super().__init__()
-        self.flows, self.deferred, self.fresh = flows, deferred, fresh
+        self.flows, self.deferred, self.fresh, self.heads_first = flows, deferred, fresh, heads_first
         self.problems = Problems()
         rows = TensorType.make([("batch", BATCH)], "int32")
         self.start = self.b.append(State("length", "length"), (), (rows,))[0]
@@ -137,8 +139,9 @@ class Streaming(Replay):
 
     kinds: dict[int, tuple[str, str, TensorType]] = {}
 
-    def write(self, name: str, state: Value, new: Value, how: str) -> None:
-        """What the call adds to a state: written now, or handed out in verify."""
+    def write(self, name: str, state: Value, new: Value, how: str, after: Value | None = None) -> None:
+        """What the call adds to a state: written now, or handed out in verify. ``after``: the value that was read
+        from the state as it was."""
         label, kind, t = self.kinds[state.id]
         region = self.b if isinstance(self.b, Region) else None
         if self.deferred:
@@ -146,6 +149,8 @@ class Streaming(Replay):
             self.pendings.append(_Pending(label, how, new.type, t, kind, trips))
             (self.region_pending if region else self.results).append((f"pending:{label}", new))
             return
+        if after is not None:
+            new = self.b.one(After(), new, after)
         written = self.b.one(WRITES[how](STREAM), state, new, self.start, self.valid)
         if region:
             region.set_state(state, written)

@@ -18,11 +18,18 @@ DENSE_TOKENS = 256  # tokens up to which every expert runs on every token
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Thresholds of the choices, by platform ("cpu", "tpu", "gpu"); the same for all so far."""
+    """What is chosen for a platform. ``heads_first``: XLA for GPU and CPU runs the products of attention over whole
+    [slots, head_dim] matrices and would transpose a cache that has slots first (half a cache of temporary memory
+    in a decode of gemma2-2b on H100); XLA for TPU keeps slots first and would copy one that has heads first."""
 
     scores: int = LONGEST_SCORES
     scan: int = LONGEST_SCAN
     dense_tokens: int = DENSE_TOKENS
+    heads_first: bool = True
+
+    @staticmethod
+    def of(platform: str) -> Choice:
+        return Choice(heads_first=platform != "tpu")
 
 
 class Select(Replay):
@@ -62,6 +69,7 @@ def _experts(s: Select, node: Node) -> str:
 
 
 RULES = {
+
     Attend: _attention, AttendCached: _attention, AttendGradient: _attention, Recur: _recurrence,
     Dispatch: _experts, ExpertDot: _experts, Collect: _experts, CollectGradient: _experts,
 }  # fmt: skip

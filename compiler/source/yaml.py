@@ -59,6 +59,29 @@ class YMap(dict[str, object]):
         self.position = position
         self.key_position: dict[str, Position] = {}
         self.value_position: dict[str, Position] = {}
+        self.text_start: dict[str, Position] = {}  # of values that are text on one line, as it is read
+
+    def within(self, key: str, offset: int = 0) -> Position:
+        """The place of character ``offset`` of a text value, or of the value where the file writes it otherwise."""
+        start = self.text_start.get(key)
+        return Position(start.file, start.line, start.column + offset) if start else self.value_position[key]
+
+    def adopt(self, key: str, other: YMap) -> None:
+        """Takes a key over from another mapping, with its places."""
+        self[key] = other[key]
+        for mine, theirs in zip(self._places(), other._places(), strict=True):
+            mine.pop(key, None)
+            if key in theirs:
+                mine[key] = theirs[key]
+
+    def set(self, key: str, value: object, place: Position) -> None:
+        """A key that no file wrote."""
+        self[key] = value
+        self.key_position[key] = self.value_position[key] = place
+        self.text_start.pop(key, None)
+
+    def _places(self) -> tuple[dict[str, Position], ...]:
+        return self.key_position, self.value_position, self.text_start
 
 
 class YList(list[object]):
@@ -213,6 +236,10 @@ class _Reader:
         if top.key is None and isinstance(top.value, YMap):
             top.key = _REFUSED if torn else self.key(top.value, text, plain, where)
         else:
+            if isinstance(top.value, YMap) and isinstance(top.key, str):
+                length, quotes = event.end_mark.index - start, 0 if plain else 1
+                if length == len(text) + 2 * quotes and "\n" not in text:
+                    top.value.text_start[top.key] = Position(self.file, where.line, where.column + quotes)
             self.put(self.resolve(text, where) if plain and not torn else text, where)
 
     def tell_torn(self, found: str, start: int, key: object, where: Position) -> None:
@@ -229,7 +256,9 @@ class _Reader:
         elif plain and (text in _WORDS or _number(text) is not None):
             self.report("key-not-text", f"a key must be text, found '{text}'", where, f'quote it: "{text}"')
         elif first := owner.key_position.get(text):
-            self.report("duplicate-key", f"lines {first.line} and {where.line} both write {text!r}", where)
+            same = f"line {where.line} writes {text!r} twice"
+            both = f"lines {first.line} and {where.line} both write {text!r}"
+            self.report("duplicate-key", same if first.line == where.line else both, where)
         else:
             owner.key_position[text] = where
             return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
@@ -55,9 +55,9 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
         _refuse(f"tokenizer.ggml.model '{kind}' is not known here", tuple(models))
     made = models[kind](metadata, tokens)
     kinds = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    special = [AddedToken(t, special=True, normalized=False)
-               for t, k in zip(tokens, kinds, strict=True) if k == CONTROL or (k == UNKNOWN and kind == "llama")]  # fmt: skip
-    made.add_special_tokens(special)
+    control = (CONTROL, UNKNOWN) if kind == "llama" else (CONTROL,)
+    named = [t for t, k in zip(tokens, kinds, strict=True) if k in control]
+    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in named])
     made.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == USER])
     begin = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _LLAMA3_NAMES  # unless the file says otherwise
     _ends(made, metadata, tokens, begin)
@@ -120,5 +120,5 @@ def _ends(made: Tokenizer, metadata: Mapping[str, Any], tokens: list[str], begin
     made.post_processor = processors.TemplateProcessing(single=single, special_tokens=listed)
 
 
-def _refuse(message: str, allowed: tuple[str, ...], suggestion: str | None = None) -> Any:
+def _refuse(message: str, allowed: tuple[str, ...], suggestion: str | None = None) -> NoReturn:
     raise WeightsError(Problem("unknown-tokenizer", message, None, allowed, suggestion))

@@ -7,6 +7,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -81,10 +82,11 @@ def random(model: Model, seed: int, dtype: str | None = None) -> Weights:
             problems.append(Problem("unknown-init", f"{label}: no init is called {op.init}", None, allowed, hint))
             continue
         array = np.zeros(tuple(int(s.constant) for s in t.sizes), NAMES[dtype or t.dtype])
-        for layer, index in layers_of(op, t):
+        for layer, at in layers_of(op, t):
             digest = hashlib.sha256(f"{op.path} {layer}".encode()).digest()
             generator = np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
-            flat = array[(*index, ...)].reshape(-1)  # a view: the axes after the layers lie together
+            index: tuple[Any, ...] = (*at, ...)
+            flat = array[index].reshape(-1)  # a view: the axes after the layers lie together
             for start in range(0, flat.size, CHUNK):
                 count = min(CHUNK, flat.size - start)
                 flat[start : start + count] = draw(generator, count)

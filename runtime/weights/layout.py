@@ -28,7 +28,7 @@ import numpy as np
 from compiler.errors import nearest
 
 PARTS = "{}"
-PER = frozenset({"experts", "blocks"})  # independent copies of a linear map: neither its inputs nor its outputs
+PER = frozenset({"experts", "blocks"})  # independent copies of a linear map: not its inputs
 _TOKEN = re.compile(r"\s*(\{\}|[()]|[A-Za-z_]\w*|1(?!\w)|\S+)")
 
 
@@ -167,6 +167,11 @@ def resolve(layout: Layout, parts: Sequence[Part], dims: Mapping[str, int]) -> t
     return _resolve(layout, tuple(parts), tuple(sorted((k, v) for k, v in dims.items() if k in named)))
 
 
+def places(layout: Layout, part: Part, dims: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """The layout with `in` and `out` replaced by the part's axes."""
+    return _Placed(layout, part, dims).places
+
+
 _Factor = tuple[str, str]  # (our axis, which part of it: "" all, "outer" and "inner", "two" and "half")
 
 
@@ -202,8 +207,7 @@ class _Placed:
         if count is None:
             raise LayoutFault(f"'{self.layout}': {self.part.name} is a plain tensor and has no {name}", axes)
         named = {n for p in self.layout.places for n in p}
-        side = axes[:count] if name == "in" else axes[count:]
-        side = [a for a in side if a not in PER]
+        side = [a for a in axes[:count] if a not in PER] if name == "in" else axes[count:]
         left = [a for a in side if a not in named]
         if side and not left:
             raise LayoutFault(f"'{self.layout}': {self.part.name} has no {name} that is not named already", axes)

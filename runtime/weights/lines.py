@@ -62,9 +62,10 @@ def expand(key: str) -> tuple[str, ...]:
 def read(model: Model, format: str, problems: Problems) -> Section:
     """The lines of `weights.<format>`; faults go to ``problems``."""
     spec = model.spec.weights[format]
-    raw = _inner(_inner(model.document.raw, "weights"), format)
+    formats = _inner(model.document.raw, "weights")
+    raw = _inner(formats, format)
     reader = _Reader(model, spec, raw, problems)
-    return Section(format, spec, reader.lines(), reader.variables(), raw.position if raw is not None else None)
+    return Section(format, spec, reader.lines(), reader.variables(), place(formats, format))
 
 
 def _inner(raw: Any, key: str) -> YMap | None:
@@ -160,10 +161,11 @@ class _Reader:
         ambiguous = self.model.ambiguous
         for path in paths:
             steps = path.split(".")
-            bad = next((p for p in (".".join(steps[:i]) for i in range(1, len(steps) + 1)) if p in ambiguous), None)
+            prefixes = [".".join(steps[:i]) for i in range(1, len(steps) + 1)]
+            bad = next((p for p in prefixes if p in ambiguous), None)
             if bad:
-                self.problems.add("ambiguous-path", f"{path}: several unnamed nodes share the kind of {bad}, so this could "
-                                  "mean another of them", where, suggestion="give each of the nodes a name")  # fmt: skip
+                message = f"{path}: several unnamed nodes share the kind of {bad}, so this could mean another of them"
+                self.problems.add("ambiguous-path", message, where, suggestion="give each of the nodes a name")
             elif path in missing:
                 self.problems.add("unknown-path", f"the model has no parameter {path}", where,
                                   allowed=sorted(self.known), suggestion=nearest(path, self.known))  # fmt: skip

@@ -47,7 +47,7 @@ def load(
     progress: Progress | None = None,
 ) -> Weights:
     """Reads a checkpoint. ``format`` is a key of the spec's `weights:`, by default the one whose names the file has;
-    ``dtype`` replaces the parameters' own. Raises WeightsError naming every tensor that is missing, extra or misshaped."""
+    ``dtype`` replaces the parameters' own. Raises WeightsError naming every missing, extra or misshaped tensor."""
     with open_source(path) as source:
         table = mapping.compile(model, format) if format else choose(model, source)
         tensors, rows = fit(table, source)
@@ -97,7 +97,7 @@ def choose(model: Model, source: Source) -> Mapping_:
 
 
 def fit(table: Mapping_, source: Source) -> tuple[list[Tensor], dict[str, int]]:
-    """The tensors with the shapes that the file has, and the rows of padded axes. Raises WeightsError with all misfits."""
+    """The tensors in the file's shapes, and the rows of padded axes. Raises WeightsError with all misfits."""
     problems: list[Problem] = []
     extra = [n for n in source.tensors if n not in table.tensors and not table.ignores(n)]
     found: list[Tensor] = []
@@ -227,9 +227,8 @@ def assemble(tensor: Tensor, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _cut_rows(table: Mapping_, tensor: Tensor, rows: Mapping[str, int]) -> Tensor:
-    layout = tensor.line.layout or mapping.standard(tensor.pieces[0].part, table.default)
-    shape = tuple(rows.get(place[0], n) if len(place) == 1 else n
-                  for place, n in zip(layout.places, tensor.shape, strict=True))  # fmt: skip
+    _, placed = table.layout(tensor)
+    shape = tuple(rows.get(p[0], n) if len(p) == 1 else n for p, n in zip(placed, tensor.shape, strict=True))
     fitted = table.fitted(tensor, shape)
     return fitted[0] if fitted else tensor
 

@@ -17,7 +17,7 @@ from compiler.language.model import Model
 from compiler.ops.leaves import Parameter
 from compiler.source.expr import ExprError, evaluate
 from runtime.weights import lines as lines_
-from runtime.weights.layout import LayoutFault, Part, Recipe, resolve, standard
+from runtime.weights.layout import Layout, LayoutFault, Part, Recipe, places, resolve, standard
 from runtime.weights.lines import HOLES, Line, Section
 
 Layer = tuple[int, ...]  # the numbers of the layers around a parameter: none, one, or one for each nested repeat
@@ -63,13 +63,19 @@ class Mapping_:
     def ignores(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.ignore)
 
+    def layout(self, tensor: Tensor) -> tuple[Layout, list[tuple[str, ...]]]:
+        """The layout of a tensor, and the first part's axes place by place."""
+        part = tensor.pieces[0].part
+        layout = tensor.line.layout or standard(part, self.default)
+        return layout, places(layout, part, self.dims)
+
     def fitted(self, tensor: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, dict[str, int]] | None:
         """The tensor with the rows of padded axes that ``shape`` says, and these rows; None if it cannot fit."""
         rows: dict[str, int] = {}
         if len(shape) != len(tensor.shape):
             return None
-        layout = tensor.line.layout or standard(tensor.pieces[0].part, self.default)
-        for place, ours, theirs in zip(layout.places, tensor.shape, shape, strict=True):
+        layout, placed = self.layout(tensor)
+        for place, ours, theirs in zip(placed, tensor.shape, shape, strict=True):
             if ours != theirs:
                 if len(place) > 1 or place[0] not in self.padded or not 0 < theirs < ours:
                     return None
@@ -185,8 +191,8 @@ class _Compiler:
             if name in self.tensors:
                 other = self.tensors[name].line
                 hint = "write <layer> in its name" if other is line and layer else None
-                self._tell("duplicate-tensor", f"{name} would hold {line.key} of layer {_shown(layer)} and {other.key} too"
-                           if layer else f"{name} would hold {line.key} and {other.key} too", line, suggestion=hint)  # fmt: skip
+                which = f"{line.key} of layer {_shown(layer)}" if layer else line.key
+                self._tell("duplicate-tensor", f"{name} would hold {which} and {other.key} too", line, suggestion=hint)
                 return False
             chosen = dict(zip(spread, at, strict=True))
             pieces = []

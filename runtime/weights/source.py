@@ -61,7 +61,7 @@ class Files:
             self._open[path] = path.open("rb", buffering=0)
         file = self._open[path]
         data = np.empty(count, np.uint8)
-        into = memoryview(data)
+        into = data.data
         file.seek(offset)  # type: ignore[attr-defined]
         done = 0
         while done < count:  # an unbuffered read may give less than asked for

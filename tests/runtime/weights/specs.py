@@ -67,21 +67,21 @@ weights:
     layout: out in
     tensors:
       embed.table: gpt_neox.embed_in.weight
-      layer.pre_attention.scale: gpt_neox.layers.<layer>.input_layernorm.weight
-      layer.pre_attention.bias: gpt_neox.layers.<layer>.input_layernorm.bias
-      layer.attention.{query, key, value}: gpt_neox.layers.<layer>.attention.query_key_value.weight = (heads {} head_dim) in
+      layer.pre_attention.scale: L.<layer>.input_layernorm.weight
+      layer.pre_attention.bias: L.<layer>.input_layernorm.bias
+      layer.attention.{query, key, value}: L.<layer>.attention.query_key_value.weight = (heads {} head_dim) in
       layer.attention.{query_bias, key_bias, value_bias}:
-        tensor: gpt_neox.layers.<layer>.attention.query_key_value.bias
+        tensor: L.<layer>.attention.query_key_value.bias
         layout: (heads {} head_dim)
-      layer.attention.out: gpt_neox.layers.<layer>.attention.dense.weight
-      layer.attention.out_bias: gpt_neox.layers.<layer>.attention.dense.bias
-      layer.pre_mlp.scale: gpt_neox.layers.<layer>.post_attention_layernorm.weight
-      layer.pre_mlp.bias: gpt_neox.layers.<layer>.post_attention_layernorm.bias
-      layer.mlp.up: gpt_neox.layers.<layer>.mlp.dense_h_to_4h.weight
-      layer.mlp.up_bias: gpt_neox.layers.<layer>.mlp.dense_h_to_4h.bias
-      layer.mlp.down: gpt_neox.layers.<layer>.mlp.dense_4h_to_h.weight
-      layer.mlp.down_bias: gpt_neox.layers.<layer>.mlp.dense_4h_to_h.bias
+      layer.attention.out: L.<layer>.attention.dense.weight
+      layer.attention.out_bias: L.<layer>.attention.dense.bias
+      layer.pre_mlp.scale: L.<layer>.post_attention_layernorm.weight
+      layer.pre_mlp.bias: L.<layer>.post_attention_layernorm.bias
+      layer.mlp.up: L.<layer>.mlp.dense_h_to_4h.weight
+      layer.mlp.up_bias: L.<layer>.mlp.dense_h_to_4h.bias
+      layer.mlp.down: L.<layer>.mlp.dense_4h_to_h.weight
+      layer.mlp.down_bias: L.<layer>.mlp.dense_4h_to_h.bias
       final.scale: gpt_neox.final_layer_norm.weight
       final.bias: gpt_neox.final_layer_norm.bias
       unembed.out: embed_out.weight
-"""
+""".replace("L.<", "gpt_neox.layers.<")

@@ -99,7 +99,7 @@ def test_bad_layouts(layout, message):
 
 
 def test_parts_need_their_place_and_the_same_rest():
-    with pytest.raises(LayoutFault, match="needs {}"):
+    with pytest.raises(LayoutFault, match=r"needs \{\}"):
         resolve(parse("out in"), [QUERY, KEY], {})
     with pytest.raises(LayoutFault, match="no axis that divides into heads = 4"):
         resolve(parse("(heads {} head_dim) embed"), [QUERY, KEY], {})

@@ -42,7 +42,9 @@ def test_llama(name):
         q, o = theirs[prefix + "self_attn.q_proj.weight"], theirs[prefix + "self_attn.o_proj.weight"]
         np.testing.assert_array_equal(array(w, "layer.attention.query")[layer], q.T.reshape(32, 4, 8))
         np.testing.assert_array_equal(array(w, "layer.attention.out")[layer], o.T.reshape(4, 8, 32))
-        np.testing.assert_array_equal(array(w, "layer.pre_mlp.scale")[layer], theirs[prefix + "post_attention_layernorm.weight"])
+        np.testing.assert_array_equal(
+            array(w, "layer.pre_mlp.scale")[layer], theirs[prefix + "post_attention_layernorm.weight"]
+        )
     np.testing.assert_array_equal(w.arrays["unembed.out"], theirs["lm_head.weight"].T)
     assert w.format == "huggingface" and w.rows == {}
 
@@ -81,7 +83,9 @@ def test_random_weights_make_the_round_trip_in_bfloat16(tmp_path):
 
 
 def test_padded_rows_are_zero_and_not_exported(tmp_path):
-    model = loads(LLAMA.replace("vocab: 96", "vocab: 100").replace("layout: out in", "layout: out in\n    padded: [vocab]", 1))
+    model = loads(
+        LLAMA.replace("vocab: 96", "vocab: 100").replace("layout: out in", "layout: out in\n    padded: [vocab]", 1)
+    )
     w, theirs = load(model, HF / "llama"), load_file(HF / "llama/model.safetensors")
     assert w.rows == {"vocab": 96}
     np.testing.assert_array_equal(w.arrays["embed.table"][:96], theirs["model.embed_tokens.weight"])
@@ -96,7 +100,9 @@ def test_numbers_added_and_scaled(tmp_path):
     w, theirs = load(model, HF / "llama"), load_file(HF / "llama/model.safetensors")
     np.testing.assert_array_equal(w.arrays["final.scale"], theirs["model.norm.weight"] * 2 - 1)
     export(model, w, tmp_path / "x.safetensors")
-    np.testing.assert_allclose(load_file(tmp_path / "x.safetensors")["model.norm.weight"], theirs["model.norm.weight"], rtol=1e-6)
+    np.testing.assert_allclose(
+        load_file(tmp_path / "x.safetensors")["model.norm.weight"], theirs["model.norm.weight"], rtol=1e-6
+    )
 
 
 def test_every_misfit_is_named_at_once(tmp_path):
@@ -143,9 +149,9 @@ def damaged(tmp_path, how):
 
 
 @pytest.mark.parametrize(("how", "code"), [
-    ("cut", "weights-truncated"), ("longer", "bad-header"), ("header cut", "bad-header"), ("short", "weights-truncated"),
-    ("empty", "weights-truncated"), ("pickle", "pickle-refused"), ("zip", "pickle-refused"), ("overlap", "bad-header"),
-    ("bytes swapped", "bad-header"),
+    ("cut", "weights-truncated"), ("longer", "bad-header"), ("header cut", "bad-header"),
+    ("short", "weights-truncated"), ("empty", "weights-truncated"),
+    ("pickle", "pickle-refused"), ("zip", "pickle-refused"), ("overlap", "bad-header"), ("bytes swapped", "bad-header"),
 ])  # fmt: skip
 def test_damaged_files_are_refused(tmp_path, how, code):
     with pytest.raises(WeightsError) as e:
@@ -177,7 +183,9 @@ def test_pickles_and_empty_directories_are_refused(tmp_path):
 
 def test_random_weights_do_not_depend_on_how_layers_are_stacked():
     one = random(loads(LLAMA), 7)
-    two = random(loads(LLAMA.replace("cycle: [layer]", "cycle: [{layer: }, layer]")), 7)  # [0:2:2] … and [2] written out
+    two = random(
+        loads(LLAMA.replace("cycle: [layer]", "cycle: [{layer: }, layer]")), 7
+    )  # [0:2:2] … and [2] written out
     stacked = array(one, "layer.mlp.up")
     apart = [a for label, a in two.arrays.items() if label.startswith("layer.mlp.up[")]
     np.testing.assert_array_equal(np.concatenate([a.reshape(-1, 32, 48) for a in apart]), stacked)

@@ -61,7 +61,7 @@ def test_optional_lines_and_variables():
 
 
 def test_an_unknown_format_names_the_known_ones():
-    with pytest.raises(WeightsError, match="no weights.hugginface") as e:
+    with pytest.raises(WeightsError, match=r"no weights\.hugginface") as e:
         mapping.compile(loads(LLAMA), "hugginface")
     assert e.value.problems[0].suggestion == "huggingface"
 

@@ -1,0 +1,169 @@
+"""``simulate`` and ``compile``: what it would cost, and what the real compiler says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blockgraph.cli import options, screen
+from blockgraph.cli.options import Batch, Json, Length, Phase, Sets, Sizes, Spec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from compiler.targets.result import Result
+
+REFUSED = 1
+
+
+def simulate(
+    spec: Spec,
+    machine: Annotated[str, typer.Option("--machine", metavar="NAME", help="As in `list machines`, or a YAML file.")],
+    phase: Annotated[Phase, typer.Option("--phase", help="forward, prefill or decode.")] = Phase.decode,
+    batch: Batch = 1,
+    length: Length = 8192,
+    chips: Annotated[int, typer.Option("--chips", min=1, help="Chips that share the work; ideal sharding.")] = 1,
+    weights_dtype: Annotated[
+        str | None, typer.Option("--weights-dtype", metavar="DTYPE", help="How matrices are stored, as in int8.")
+    ] = None,
+    cache_dtype: Annotated[
+        str | None, typer.Option("--cache-dtype", metavar="DTYPE", help="How keys and values are stored.")
+    ] = None,
+    sets: Sets = None,
+    sizes: Sizes = None,
+    as_json: Json = False,
+) -> None:
+    """Price one call on a machine: FLOPs, bytes, memory, roofline time.
+    [dim]blockgraph simulate gemma2-9b --machine v5e --batch 8[/]"""
+    import blockgraph.api as api
+
+    model = options.loaded(spec, sets)
+    plan = api.simulate(
+        model,
+        machine,
+        phase=phase.value,
+        batch=batch,
+        length=length,
+        chips=chips,
+        weights_dtype=weights_dtype,
+        cache_dtype=cache_dtype,
+        sizes=options.sizes(sizes),
+    )
+    options.warn(model, as_json)
+    if as_json:
+        screen.print_json(plan.as_json())
+        return
+    from costmodel.render import show_plan
+
+    show_plan(plan, screen.console())
+
+
+def compile_(
+    spec: Spec,
+    target: Annotated[
+        str, typer.Option("--target", metavar="TARGET", help="cpu, tpu:v5p:4x4x4, gpu:h100:1x8 …; none is needed here.")
+    ] = "cpu",
+    phase: Annotated[Phase, typer.Option("--phase", help="The program to compile.")] = Phase.forward,
+    batch: Batch = 1,
+    length: Length = 2048,
+    chunk: Annotated[int | None, typer.Option("--chunk", min=1, help="Tokens of one prefill or verify call.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Keep StableHLO, HLO, artifact and summary.json here.")
+    ] = None,
+    time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for the compiler.")] = 600.0,
+    after: Annotated[
+        str | None,
+        typer.Option("--print-after", metavar="PASS", help="Print the graph after elaborate, phase or select instead."),
+    ] = None,
+    sets: Sets = None,
+    sizes: Sizes = None,
+    as_json: Json = False,
+) -> None:
+    """Compile with the real TPU, GPU or CPU compiler, without the machine.
+    [dim]blockgraph compile gemma2-2b --target tpu:v5e:1x1 --phase decode[/]
+
+    Exit code 1: the compiler refused the program, or it is larger than the card's memory."""
+    from compiler.targets.types import parse_target
+
+    parse_target(target)
+    model = options.loaded(spec, sets)
+    given = options.sizes(sizes)
+    import blockgraph.inspect as inspect
+
+    inspect.check_sizes(model, given)
+    if after is not None:
+        from blockgraph.cli.look import print_graph
+
+        print_graph(model, after, phase.value, {"batch": batch, "length": length}, given, as_json, chunk)
+        return
+    import blockgraph.api as api
+    from blockgraph.cli.files import folder
+    from blockgraph.cli.progress import Progress
+
+    options.warn(model, as_json)
+    place = folder(out) if out is not None else None
+    with Progress(quiet=as_json) as progress:
+        compiled = api.compile(model, target, phase=phase.value, batch=batch, length=length, chunk=chunk,
+                               out=place, sizes=given, time_limit=time_limit, progress=progress)  # fmt: skip
+    result = compiled.result
+    if as_json:
+        screen.print_json(compiled.as_json())
+    else:
+        call = f"{model.name} · {phase.value} · batch {batch:,} · length {length:,}"
+        show_result(result, call + (f" · chunk {chunk:,}" if chunk else ""))
+    if not result.accepted:
+        raise typer.Exit(REFUSED)
+
+
+def show_result(result: Result, call: str) -> None:
+    """A compiler's verdict, its memory and its cost."""
+    from rich.text import Text
+
+    console = screen.console()
+    good = result.accepted
+    head = Text(f"{call} · {result.target}\n", style="bold")
+    head.append("accepted" if good else "REFUSED", style="bold green" if good else "bold red")
+    if not good:
+        head.append(f" by its {result.refused_by}", style="not bold")
+    console.print(head, soft_wrap=True)
+    console.print(screen.facts(_verdict(result)))
+    console.print(_seconds(result))
+    for note in result.notes:
+        console.print(screen.cell(f"note: {note}"), style="dim")
+
+
+def _verdict(result: Result) -> list[tuple[str, Any]]:
+    from costmodel import units
+
+    rows: list[tuple[str, Any]] = []
+    if not result.accepted:
+        if result.needed_bytes is not None and result.available_bytes is not None:
+            need, have = units.memory_text(result.needed_bytes), units.memory_text(result.available_bytes)
+            rows.append(("needs", f"{need} a device, which has {have}"))
+        if result.message:
+            rows.append(("it said", _short(result.message)))
+    memory = {k: v for k, v in result.memory.items() if v}
+    if memory:
+        told = [f"{k.removesuffix('_bytes').replace('_', ' ')} {units.memory_text(v)}" for k, v in memory.items()]
+        rows.append(("memory", " · ".join(told) + " (a device)"))
+    flops, moved = result.cost.get("flops"), result.cost.get("bytes_accessed")
+    if flops is not None:
+        told = [units.flop_text(flops), *([f"{units.traffic_text(moved)} accessed"] if moved is not None else [])]
+        rows.append(("cost", " · ".join(told) + " (as the compiler counts: the body of a loop once)"))
+    rows += [("versions", " · ".join(f"{k} {v}" for k, v in result.versions.items()))] if result.versions else []
+    rows += [(kind.replace("_", " "), path) for kind, path in result.files.items()]
+    return rows
+
+
+def _short(message: str, lines: int = 6) -> str:
+    """A compiler's words without their long tail."""
+    told = [line.rstrip() for line in message.strip().splitlines() if line.strip()]
+    return "\n".join(line[:300] for line in told[:lines]) + ("\n…" if len(told) > lines else "")
+
+
+def _seconds(result: Result) -> Table:
+    grid = screen.table(*(f"{stage}" for stage in result.seconds), title="seconds", left=())
+    cached = " (then)" if result.cached else ""
+    grid.add_row(*(f"{s:,.1f}{cached if stage == 'compile' else ''}" for stage, s in result.seconds.items()))
+    return grid

@@ -1,0 +1,54 @@
+"""What a command's errors become: problems on stderr (or as JSON on stdout) and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import typer
+
+from blockgraph.cli import INTERRUPTED, PIPE_CLOSED
+from compiler.errors import BlockgraphError, Problem
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with its errors told to people, or as JSON where it was called with ``as_json``."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        as_json = bool(inspect.signature(function).bind(*args, **kwargs).arguments.get("as_json", False))
+        try:
+            function(*args, **kwargs)
+        except BlockgraphError as error:
+            tell(error.problems, as_json)
+            raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(PIPE_CLOSED) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except OSError as error:  # a disk that is full, a folder that is not ours
+            name = f"{error.filename}: " if error.filename else ""
+            tell([Problem("file-error", f"{name}{error.strerror or error}")], as_json)
+            raise typer.Exit(2) from None
+
+    return command
+
+
+def tell(problems: Iterable[Problem], as_json: bool = False) -> None:
+    """Prints problems: to stderr for people, to stdout for programs."""
+    from blockgraph.cli import screen
+
+    found = list(problems)
+    if as_json:
+        screen.print_json({"problems": [p.as_json() for p in found]})
+        return
+    console = screen.console(stderr=True)
+    for problem in found:
+        console.print(screen.problem_text(problem), soft_wrap=True)
+    if len(found) > 1:
+        console.print(f"{len(found)} problems", style="bold red")

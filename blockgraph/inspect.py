@@ -1,0 +1,256 @@
+"""What can be said of a model without running it: parameters by block, layers, state, the graph after a pass.
+
+Nothing here imports jax. Embedding parameters are told by the graph, as ``simulate`` tells them: tables that
+tokens look up, and weights over the same vocabulary (an untied output matrix; a tied one is the table itself).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compiler.errors import BlockgraphError, PhaseError, Problem, nearest
+from compiler.graph.ir import Graph
+from compiler.graph.sizes import Size
+from compiler.graph.types import TensorType
+from compiler.language.model import Model
+from compiler.ops.leaves import Input, Layers, Parameter
+from compiler.passes.call import whole_prompt
+from compiler.passes.phase import PHASES, phase_graph
+from compiler.passes.select import select
+from costmodel.price import price
+
+CONTEXT = 8192  # tokens at which state is told, unless asked otherwise
+STREAMING = ("prefill", "decode", "verify", "commit")
+_FAR = 1 << 30  # a context beyond every window: what still grows there grows without end
+
+
+@dataclass
+class Block:
+    """The parameters under one path of the spec: "layer.attention", or a whole "layer"."""
+
+    path: str
+    parameters: int = 0
+    embedding: int = 0
+    bytes: int = 0
+    tensors: int = 0
+    layers: set[tuple[int, ...]] = field(default_factory=set)
+
+    @property
+    def per_layer(self) -> int | None:
+        """Parameters of one layer where all hold as many, else None."""
+        count = len(self.layers)
+        return self.parameters // count if count and self.parameters % count == 0 else None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path, "parameters": self.parameters, "embedding": self.embedding, "bytes": self.bytes,
+            "tensors": self.tensors, "layers": len(self.layers), "per_layer": self.per_layer,
+        }  # fmt: skip
+
+
+def blocks(model: Model) -> dict[str, Block]:
+    """Every path that holds parameters and every path above one, parents before children, in order of use."""
+    embedding = {leaf.label for leaf in price(model.graph).parameters if leaf.embedding}
+    found: dict[str, Block] = {}
+    for label, (op, t) in model.parameters.items():
+        count, size = int(t.elements.constant), int(t.bytes.constant)
+        layers = list(_layers(op))
+        for path in _above(op.path):
+            block = found.setdefault(path, Block(path))
+            block.parameters += count
+            block.embedding += count if label in embedding else 0
+            block.bytes += size
+            block.tensors += 1
+            block.layers.update(layers)
+    return _in_tree_order(found)
+
+
+def _above(path: str) -> list[str]:
+    """The blocks around a weight, outermost first; a weight without a block stands for itself."""
+    parts = path.split(".")
+    return [".".join(parts[:i]) for i in range(1, max(len(parts), 2))]
+
+
+def _layers(op: Parameter) -> Iterator[tuple[int, ...]]:
+    def numbers(layers: Layers) -> range:
+        return range(layers.start, layers.start + layers.step * layers.count, layers.step)
+
+    return itertools.product(*(numbers(s) for s in op.stack)) if op.stack else iter(())
+
+
+def _in_tree_order(found: Mapping[str, Block]) -> dict[str, Block]:
+    children: dict[str, list[str]] = {}
+    for path in found:
+        children.setdefault(path.rpartition(".")[0], []).append(path)
+    ordered: dict[str, Block] = {}
+    waiting = children.get("", [])[::-1]
+    while waiting:
+        path = waiting.pop()
+        ordered[path] = found[path]
+        waiting += children.get(path, [])[::-1]
+    return ordered
+
+
+def summary(model: Model, context: int = CONTEXT, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """All of it as plain JSON types. ``sizes``: of variable axes other than batch and length."""
+    check_sizes(model, sizes or {})
+    made = blocks(model)
+    tops = [b for b in made.values() if "." not in b.path]
+    total, embedding = sum(b.parameters for b in tops), sum(b.embedding for b in tops)
+    by_dtype: dict[str, int] = {}
+    for _, t in model.parameters.values():
+        by_dtype[t.dtype] = by_dtype.get(t.dtype, 0) + int(t.bytes.constant)
+    trainable = sum(int(t.elements.constant) for op, t in model.parameters.values() if op.trainable)
+    inputs = {n.op.label: str(n.result.type) for n in model.graph.leaves(Input) if isinstance(n.op, Input)}
+    policy = model.policy
+    return {
+        "name": model.name,
+        "paper": model.spec.paper,
+        "files": [str(f) for f in model.document.files],
+        "dims": dict(model.dims),
+        "args": dict(model.args),
+        "inputs": inputs,
+        "outputs": {name: str(value.type) for name, value in model.graph.outputs},
+        "dtypes": {"params": policy.params, "compute": policy.compute, "residual": policy.residual,
+                   "master": model.spec.dtypes.master},
+        "sources": dict(model.spec.sources),
+        "assumed": dict(model.spec.assumed),
+        "parameters": {
+            "total": total,
+            "embedding": embedding,
+            "non_embedding": total - embedding,
+            "trainable": trainable,
+            "bytes": sum(by_dtype.values()),
+            "bytes_by_dtype": by_dtype,
+            "by_block": [b.as_json() for b in made.values()],
+        },
+        "layers": {b.path: len(b.layers) for b in tops if b.layers},
+        "phases": phases(model),
+        "state": state(model, context, sizes or {}),
+        "weights": list(model.spec.weights),
+        "warnings": list(model.warnings),
+    }  # fmt: skip
+
+
+def phases(model: Model) -> dict[str, bool]:
+    """Which phases the model can run. A model that only runs forward has its reason in ``state``."""
+    streams = _streams(model) is None
+    return {phase: streams if phase in STREAMING else phase == "forward" or _encodes(model) for phase in PHASES}
+
+
+def _encodes(model: Model) -> bool:
+    return model.streaming_input is not None and any(
+        isinstance(n.op, Input) and n.op.label not in (model.streaming_input, "seq_lengths") for n in model.graph.nodes
+    )
+
+
+def _streams(model: Model) -> PhaseError | None:
+    """None, or why the model has no streaming phase."""
+    try:
+        phase_graph(model, "decode")
+    except PhaseError as error:
+        return error
+    return None
+
+
+def state(model: Model, context: int, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What decode keeps of one sequence, by kind. ``bytes_per_token``: how it grows once all windows are full."""
+    if error := _streams(model):
+        return {"none": "; ".join(p.message for p in error.problems), "context": context, "kinds": []}
+    kinds: dict[str, list[TensorType]] = {}
+    for op, t in phase_graph(model, "decode").states().values():
+        kinds.setdefault(op.kind, []).append(t)
+    rows = []
+    for kind, types in kinds.items():
+        formula = sum((t.bytes for t in types), Size({}))
+        here = _at(formula, context, sizes)
+        far, further = (_at(formula, n, sizes) for n in (_FAR, _FAR + 1))
+        growth = None if far is None or further is None else further - far
+        rows.append(
+            {
+                "kind": kind,
+                "tensors": len(types),
+                "dtypes": sorted({t.dtype for t in types}),
+                "bytes": here,
+                "bytes_per_token": growth,
+                "formula": str(formula),
+            }
+        )
+    known = [r for r in rows if r["bytes"] is not None]
+    return {
+        "context": context,
+        "batch": 1,
+        "bytes": sum(r["bytes"] for r in known),
+        "bytes_per_token": sum(r["bytes_per_token"] for r in known),
+        "kinds": rows,
+        "unknown_sizes": sorted(_symbols(kinds) - set(sizes) - {"batch", "capacity", "seq"}),
+    }
+
+
+def _symbols(kinds: Mapping[str, list[TensorType]]) -> set[str]:
+    return {s for types in kinds.values() for t in types for s in t.bytes.symbols}
+
+
+def _at(formula: Size, context: int, sizes: Mapping[str, int]) -> int | None:
+    env = {"batch": 1, "seq": 1, "capacity": context, **sizes}
+    return int(formula.evaluate(env)) if formula.symbols <= set(env) else None
+
+
+def variable_axes(model: Model) -> set[str]:
+    """Axes whose sizes a call decides, other than batch and length."""
+    found: set[str] = set()
+    for node, _ in model.graph.walk():
+        for value in node.results:
+            found |= value.type.elements.symbols
+    return found - {"batch", "seq", "capacity"}
+
+
+def check_sizes(model: Model, sizes: Mapping[str, int]) -> None:
+    """Refuses a size that the model has no axis for."""
+    known = sorted(variable_axes(model))
+    wrong = [name for name in sizes if name not in known]
+    if wrong:
+        what = "has no variable axis but batch and length" if not known else f"has no variable axis {wrong[0]}"
+        message = f"{model.name} {what}, so none called {wrong[0]}" if not known else f"{model.name} {what}"
+        raise BlockgraphError(Problem("unknown-size", message, None, tuple(known), nearest(wrong[0], known)))
+
+
+# -- the graph after a pass
+def _elaborated(model: Model, phase: str, env: Mapping[str, int], before: Graph) -> Graph:
+    return model.graph
+
+
+def _phased(model: Model, phase: str, env: Mapping[str, int], before: Graph) -> Graph:
+    return phase_graph(model, phase, fresh=whole_prompt(phase, env)).graph
+
+
+def _selected(model: Model, phase: str, env: Mapping[str, int], before: Graph) -> Graph:
+    return select(before, env)
+
+
+PASSES: dict[str, Callable[[Model, str, Mapping[str, int], Graph], Graph]] = {
+    "elaborate": _elaborated,
+    "phase": _phased,
+    "select": _selected,
+}
+
+
+def after(model: Model, name: str, phase: str, sizes: Mapping[str, int]) -> Graph:
+    """The graph of a phase after the pass ``name``. ``sizes``: batch, seq, capacity and what else the model needs."""
+    if name not in PASSES:
+        raise BlockgraphError(
+            Problem("unknown-pass", f"no pass is called {name}", None, tuple(PASSES), nearest(name, PASSES))
+        )
+    missing = sorted(variable_axes(model) - set(sizes)) if name == "select" else []
+    if missing:
+        message = f"{model.name} needs a size for {', '.join(missing)}"
+        raise BlockgraphError(Problem("missing-size", message, None, (), f"--size {missing[0]}=…"))
+    graph = model.graph
+    for known, run in PASSES.items():
+        graph = run(model, phase, sizes, graph)
+        if known == name:
+            break
+    return graph

@@ -1,0 +1,128 @@
+"""What a box says about itself, read off its ops: its family, sizes inside, options, parameters, state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from blockgraph.picture.items import Edge, Item
+from compiler.graph.sizes import Size
+from compiler.graph.types import TensorType
+from compiler.ops.elementwise import ACTIVATIONS, Map
+
+# A box belongs to the first family that one of its ops is in.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "attention": ("attend", "attend_cached", "attend_latent"),
+    "recurrence": ("recur", "short_conv", "shift"),
+    "experts": ("route", "dispatch", "expert_dot"),
+    "vocabulary": ("lookup",),
+    "linear": ("dot",),
+    "norm": ("norm",),
+}
+OTHER = "element-wise"
+STATES = {
+    "cache": "cache", "ring": "ring", "recurrent": "recurrent state", "tail": "last inputs", "context": "context",
+    "latent": "latent cache",
+}  # fmt: skip
+OPTIONS = ("kind", "causal", "window", "softcap", "by", "fraction")
+
+
+def family(item: Item) -> str:
+    names = {n.op.name for n in item.ops}
+    for name, ops in FAMILIES.items():
+        if names & set(ops):
+            if name == "linear" and any("vocab" in v.axes for n in item.ops for v in n.results):
+                return "vocabulary"
+            return name
+    return OTHER
+
+
+def size_text(axis: str, size: Size) -> str:
+    """``seq``, ``3,584 embed``, ``min(4096, capacity) slots``."""
+    if size.is_constant:
+        return f"{int(size.constant):,} {axis}"
+    return axis if str(size) == axis else f"{size} {axis}"
+
+
+def shape_text(t: TensorType) -> str:
+    return " × ".join(size_text(a, s) for a, s in t.pairs) or "number"
+
+
+def shape_json(t: TensorType) -> dict[str, object]:
+    sizes = {a: int(s.constant) if s.is_constant else str(s) for a, s in t.pairs}
+    return {"axes": sizes, "dtype": t.dtype}
+
+
+def count_text(n: int) -> str:
+    """Three digits: 918M, 29.4M, 3.58K."""
+    for unit, word in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if n >= unit:
+            return f"{n / unit:.3g}{word}" if n / unit < 999.5 else f"{n / unit:,.0f}{word}"
+    return str(n)
+
+
+def layers_text(layers: Iterable[int]) -> str:
+    """``0, 2, … 40`` where the numbers are evenly spaced; the first few where not."""
+    numbers = sorted(layers)
+    if len(numbers) <= 3:
+        return ", ".join(map(str, numbers))
+    steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+    if steps == {1}:
+        return f"{numbers[0]} – {numbers[-1]}"
+    head = numbers[:2] if len(steps) == 1 else numbers[:5]
+    return f"{', '.join(map(str, head))}, … {numbers[-1]}"
+
+
+def options(item: Item) -> list[str]:
+    """Options of the box's ops that are not the default, and its activation."""
+    found: list[str] = []
+    for node in item.ops:
+        if isinstance(node.op, Map):
+            if node.op.fn in ACTIVATIONS:
+                found.append(node.op.fn)
+            continue
+        for f in dataclasses.fields(node.op):
+            value = getattr(node.op, f.name)
+            if f.name not in OPTIONS or value is None or value == f.default:
+                continue
+            if isinstance(value, bool):
+                found.append(f.name if value else f"not {f.name}")
+            elif isinstance(value, str):
+                found.append(value)
+            else:
+                found.append(f"{f.name} {value:,.6g}")
+        if node.op.name == "rotate":
+            found.append("rotary")
+    return list(dict.fromkeys(found))
+
+
+def inner_sizes(item: Item, edges: Sequence[Edge]) -> list[str]:
+    """Sizes that a box has inside and that neither side sees: hidden widths, heads, experts."""
+    seen = {p for e in edges if item in (e.source, e.target) for p in e.type.pairs}
+    inside: dict[str, Size] = {}
+    for node in item.ops:
+        for v in (*node.operands, *node.results):
+            for axis, size in v.type.pairs:
+                if size.is_constant and (axis, size) not in seen and not axis.endswith("_out"):
+                    inside.setdefault(axis, size)
+    return [size_text(a, s) for a, s in inside.items()]
+
+
+def state_text(item: Item) -> list[str]:
+    """One line a kind of state: ``cache``, ``ring of 4,096``, ``recurrent state``."""
+    found: list[str] = []
+    for kind, t in item.states:
+        text = STATES.get(kind, kind)
+        if kind == "ring" and "slots" in t.axes:
+            bound = [int(w) for w in str(t.size("slots")).replace("(", " ").replace(",", " ").split() if w.isdigit()]
+            text += f" of {bound[0]:,}" if bound else ""
+        found.append(text)
+    return list(dict.fromkeys(found))
+
+
+def state_json(item: Item) -> list[dict[str, object]]:
+    return [{"kind": kind, **shape_json(t)} for kind, t in item.states]
+
+
+def borrowed_text(item: Item, names: Mapping[str, str] | None = None) -> list[str]:
+    return list(dict.fromkeys(f"weights of {path}" for path in item.borrowed.values()))
