@@ -13,6 +13,7 @@ import typer
 from blockgraph.cli import options, screen
 from blockgraph.cli.options import Json, Sets, Sizes, Spec, Weights
 from blockgraph.cli.progress import Progress
+from blockgraph.cli.quiet import start_jax
 
 if TYPE_CHECKING:
     from blockgraph.api import Piece
@@ -45,6 +46,7 @@ def generate(
 
     options.warn(model, as_json)
     started = time.perf_counter()
+    start_jax()
     with Progress("loading weights", quiet=as_json) as progress:
         pieces = api.generate(
             model,
@@ -177,6 +179,7 @@ def trace(
     import blockgraph.api as api
 
     options.warn(model, as_json)
+    start_jax()
     with Progress("tracing", quiet=as_json):
         records, first = api.trace(model, weights, tokens=ids, seed=random or 0, sizes=given, reference=reference,
                                    tolerance=tolerance, out=out)  # fmt: skip

@@ -71,9 +71,8 @@ def problem_text(problem: Problem) -> Text:
     text = Text(clean(str(problem)))
     text.highlight_regex(r"^\S+:\d+:\d+:", "cyan")
     text.highlight_regex(r"\[[a-z0-9-]+\]$", "dim")
-    text.highlight_regex(r"(?<=\n    )did you mean: .*", "green")
+    text.highlight_regex(r"(?<=\n    )(did you mean|try): .*", "green")
     text.highlight_regex(r"(?<=\n    )allowed: .*", "dim")
-    text.stylize("bold", 0, 0)
     return text
 
 

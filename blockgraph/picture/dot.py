@@ -17,7 +17,7 @@ from blockgraph.picture.facts import (
     shape_text,
     state_text,
 )
-from blockgraph.picture.flow import changes, columns, forked, order, side_by_side, skips
+from blockgraph.picture.flow import before, changes, columns, forked, order, side_by_side, skips
 from blockgraph.picture.items import BOX, FORK, INPUT, JOIN, OUTPUT, PILL, REPEAT, Edge, Item
 
 FONT = "Helvetica"
@@ -60,7 +60,7 @@ def dot(name: str, parameters: int, root: Item, edges: list[Edge]) -> graphviz.D
         if e.target.kind == FORK:
             style |= {"dir": "none"}
         if pair in across:
-            _lane(g, ids, e, style)
+            _lane(g, ids, e, style, before(e, edges))
         else:
             g.edge(ids[e.source], ids[e.target], **style, weight="1" if e.side or pair in beside else "8")
     for above, below in order(root, edges, across):
@@ -68,9 +68,11 @@ def dot(name: str, parameters: int, root: Item, edges: list[Edge]) -> graphviz.D
     return g
 
 
-def _lane(g: Any, ids: dict[Item, str], e: Edge, style: dict[str, str]) -> None:
+def _lane(g: Any, ids: dict[Item, str], e: Edge, style: dict[str, str], before: list[Item]) -> None:
     """From the foot of one column up to the head of the next, between the two."""
     top, foot = _lane_ends(ids, e)
+    for source in before:
+        g.edge(ids[source], top, style="invis", weight="24")
     g.edge(ids[e.source], foot, dir="none", color=PALE, penwidth="1.2")
     g.edge(top, foot, dir="none", color=PALE, penwidth="1.2", weight="8")
     g.edge(top, ids[e.target], **style | {"color": PALE, "penwidth": "1.2"}, weight="4")

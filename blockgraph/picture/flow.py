@@ -77,6 +77,14 @@ def side_by_side(item: Item) -> bool:
     return item.kind == REPEAT and len(item.children) > 1 and all(c.is_cluster for c in item.children)
 
 
+def before(across: Edge, edges: list[Edge]) -> list[Item]:
+    """What enters the repeat in which the edge goes from column to column."""
+    columns = next(i for i in across.source.above() if side_by_side(i) and i in across.target.above())
+    inside = set(columns.walk())
+    found = (e.source for e in edges if e.target in inside and e.source not in inside and not e.side)
+    return list(dict.fromkeys(found))
+
+
 def order(root: Item, edges: list[Edge], across: set[Pair]) -> list[Pair]:
     """Invisible edges that keep side-by-side parts between what comes before and what comes after."""
     found: list[Pair] = []

@@ -130,14 +130,14 @@ def repeat(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
     problems, cycle = frame.env.scope.problems, raw["cycle"]
     times: int | None = None
     try:
-        times = frame.env.scope.count(raw["times"], "times", least=0)
-        if times > MAX_LAYERS:
-            raise Fault("out-of-range", f"times = {times} layers", (f"at most {MAX_LAYERS}",))
+        layers = frame.env.scope.count(raw["times"], "times", least=0)
+        if layers > MAX_LAYERS:
+            raise Fault("out-of-range", f"times must be at most {MAX_LAYERS:,}, found {layers}", (f"<= {MAX_LAYERS}",))
+        times = layers
     except Told:
-        times = None
+        pass
     except Fault as e:
         e.tell(problems, raw.within("times", e.offset))
-        times = None
     if not isinstance(cycle, YList) or not cycle:
         found = "an empty one" if isinstance(cycle, YList) else shown(cycle)
         problems.add("wrong-type", f"cycle takes a list of nodes, found {found}", raw.value_position["cycle"])
@@ -173,23 +173,23 @@ def _repeat(cycle: YList, times: int, x: Value, frame: Frame) -> Value | None:
     return _inline(cycle, trips * len(cycle), times, start, value, frame) if rest else value
 
 
-def _region(cycle: YList, trips: int, start: int, x: Value, frame: Frame) -> Value | None:
+def _region(cycle: YList, trips: int, start: int, x: Value, frame: Frame) -> Value:
     region = Region(frame.env.b, trips, _stack_axis(frame))
-    value: Value | None = region.carry(x)
+    entering = region.carry(x)
+    value, failed = entering, False
     for i, (item, where) in enumerate(zip(cycle, cycle.item_position, strict=True)):
         numbers = start + i + len(cycle) * np.arange(trips)
         layers = (*frame.env.layers, Layers(start + i, len(cycle), trips))
         scope = dataclasses.replace(frame.env.scope, layer=numbers)
         env = frame.env.but(b=region, scope=scope, layers=layers)
-        value = node(item, where, value, _inside(frame, env))
-        if value is None:  # told; a layer keeps its input's shape, so the next ones can be judged
-            value = region.carry(x)
-        elif value.type != x.type:
-            sides = f"{_shape(x, value)} goes in, {_shape(value, x)} comes out"
+        left = node(item, where, value, _inside(frame, env))
+        if left is not None and left.type != x.type:
+            sides = f"{_shape(x, left)} goes in, {_shape(left, x)} comes out"
             frame.env.scope.problems.add("axis-mismatch", f"a layer of a repeat must keep its input's shape: {sides}", where)
-            value = region.carry(x)
-    results, _, _ = region.close([value])
-    return results[0]
+            left = None
+        failed = failed or left is None
+        value = left or entering  # after a fault as if the layer had kept its shape, to judge the next ones
+    return x if failed else region.close([value])[0][0]
 
 
 def _shape(x: Value, other: Value) -> str:

@@ -1,0 +1,131 @@
+"""Pipeline: the passes in order, the graph verified between them and printable after any.
+
+    elaborate -> phase -> [loss] -> select -> [differentiate] -> [partition] -> (price | lower)
+
+Select comes before differentiate: an implementation may change the types that flow (dense experts keep their tokens
+in place, ragged ones sort them), and a gradient program takes over the implementation of the op it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from compiler.errors import Problem, SpecError, nearest
+from compiler.graph.ir import Graph
+from compiler.language.model import Model
+from compiler.passes import differentiate as differentiation
+from compiler.passes import loss as losses
+from compiler.passes import phase as phases
+from compiler.passes import select as selection
+from compiler.passes.verify import verify
+
+PASSES = ("elaborate", "phase", "loss", "select", "differentiate", "partition")
+PrintAfter = Callable[[str, Graph], None]
+
+
+class Pass(Protocol):
+    """Legal graph in, legal graph out."""
+
+    name: ClassVar[str]
+
+    def __call__(self, graph: Graph) -> Graph: ...
+
+
+@dataclass(frozen=True)
+class Elaborate:
+    """The graph of a model as its spec says it, before any phase."""
+
+    name: ClassVar[str] = "elaborate"
+
+    def __call__(self, graph: Graph) -> Graph:
+        return graph
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The program of one phase: see compiler/passes/phase.py."""
+
+    name: ClassVar[str] = "phase"
+    model: Model
+    phase: str
+    logits: str | None = None
+    fresh: bool = False
+    heads_first: bool = True
+
+    def __call__(self, graph: Graph) -> Graph:
+        return phases.phase_graph(self.model, self.phase, self.logits, self.fresh, self.heads_first).graph
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean next-token cross-entropy of the forward graph: compiler/passes/loss.py."""
+
+    name: ClassVar[str] = "loss"
+    tokens: str = "tokens"
+    logits: str = "logits"
+
+    def __call__(self, graph: Graph) -> Graph:
+        return losses.next_token_loss(graph, self.tokens, self.logits)
+
+
+@dataclass(frozen=True)
+class Select:
+    """The implementation of each op: compiler/passes/select.py."""
+
+    name: ClassVar[str] = "select"
+    sizes: Mapping[str, int]
+    choice: selection.Choice = selection.Choice()
+
+    def __call__(self, graph: Graph) -> Graph:
+        return selection.select(graph, self.sizes, self.choice)
+
+
+@dataclass(frozen=True)
+class Differentiate:
+    """Gradients of the trainable parameters: compiler/passes/differentiate.py."""
+
+    name: ClassVar[str] = "differentiate"
+    loss: str = "loss"
+    wrt: tuple[str, ...] | None = None
+    keep: differentiation.Keep = differentiation.recompute
+
+    def __call__(self, graph: Graph) -> Graph:
+        return differentiation.differentiate(graph, self.loss, self.wrt, self.keep)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order."""
+
+    passes: tuple[Pass, ...]
+
+    def run(self, graph: Graph, print_after: PrintAfter | None = None) -> Graph:
+        """The graph after all passes; ``print_after`` is called after each. Raises IllegalGraph where a pass fails."""
+        done: list[str] = []
+        for step in self.passes:
+            graph = step(graph)
+            done.append(step.name)
+            verify(graph, done, step.name)
+            if print_after is not None:
+                print_after(step.name, graph)
+        return graph
+
+
+def known_pass(name: str) -> str:
+    """The name itself. Raises SpecError for a pass that does not exist."""
+    if name not in PASSES:
+        raise SpecError(Problem("unknown-pass", f"no pass is called {name}", None, PASSES, nearest(name, PASSES)))
+    return name
+
+
+def printer(names: Iterable[str], write: Callable[[str], None]) -> PrintAfter:
+    """A ``print_after`` that writes the graph's text after the passes named ("all": after each)."""
+    wanted = {known for name in names for known in (PASSES if name == "all" else (known_pass(name),))}
+
+    def print_after(name: str, graph: Graph) -> None:
+        if name in wanted:
+            write(f"# after {name}\n{graph}\n")
+
+    return print_after
