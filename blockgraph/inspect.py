@@ -7,7 +7,7 @@ tokens look up, and weights over the same vocabulary (an untied output matrix; a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,13 @@ from compiler.language.model import Model
 from compiler.ops.leaves import Input, Layers, Parameter
 from compiler.passes.call import whole_prompt
 from compiler.passes.phase import PHASES, phase_graph
-from compiler.passes.select import select
+from compiler.passes.select import Choice
 from costmodel.price import price
 
 CONTEXT = 8192  # tokens at which state is told, unless asked otherwise
 STREAMING = ("prefill", "decode", "verify", "commit")
+SHOWN = ("elaborate", "phase", "select", "loss", "differentiate")  # passes whose graph can be printed
+TRAINING = ("loss", "differentiate")
 _FAR = 1 << 30  # a context beyond every window: what still grows there grows without end
 
 
@@ -219,38 +221,27 @@ def check_sizes(model: Model, sizes: Mapping[str, int]) -> None:
 
 
 # -- the graph after a pass
-def _elaborated(model: Model, phase: str, env: Mapping[str, int], before: Graph) -> Graph:
-    return model.graph
+def after(model: Model, name: str, phase: str, sizes: Mapping[str, int], platform: str = "cpu") -> Graph:
+    """The graph of a phase after the pass ``name``, verified. ``sizes``: batch, seq, capacity and what else it needs;
+    ``platform``: whose implementations are selected. Raises BlockgraphError for a pass that this cannot be asked of."""
+    from compiler.passes import pipeline
 
-
-def _phased(model: Model, phase: str, env: Mapping[str, int], before: Graph) -> Graph:
-    return phase_graph(model, phase, fresh=whole_prompt(phase, env)).graph
-
-
-def _selected(model: Model, phase: str, env: Mapping[str, int], before: Graph) -> Graph:
-    return select(before, env)
-
-
-PASSES: dict[str, Callable[[Model, str, Mapping[str, int], Graph], Graph]] = {
-    "elaborate": _elaborated,
-    "phase": _phased,
-    "select": _selected,
-}
-
-
-def after(model: Model, name: str, phase: str, sizes: Mapping[str, int]) -> Graph:
-    """The graph of a phase after the pass ``name``. ``sizes``: batch, seq, capacity and what else the model needs."""
-    if name not in PASSES:
-        raise BlockgraphError(
-            Problem("unknown-pass", f"no pass is called {name}", None, tuple(PASSES), nearest(name, PASSES))
-        )
-    missing = sorted(variable_axes(model) - set(sizes)) if name == "select" else []
+    pipeline.known_pass(name)
+    if name == "partition":
+        raise BlockgraphError(Problem("unknown-pass", "partition needs a mesh, and there is none here", None, SHOWN))
+    if name in TRAINING and phase != "forward":
+        raise BlockgraphError(Problem("unknown-pass", f"{name} belongs to training: {phase} has none", None, SHOWN[:3]))
+    missing = sorted(variable_axes(model) - set(sizes)) if name not in ("elaborate", "phase", "loss") else []
     if missing:
         message = f"{model.name} needs a size for {', '.join(missing)}"
         raise BlockgraphError(Problem("missing-size", message, None, (), f"--size {missing[0]}=…"))
-    graph = model.graph
-    for known, run in PASSES.items():
-        graph = run(model, phase, sizes, graph)
-        if known == name:
-            break
-    return graph
+    choice = Choice.of(platform)
+    steps: list[pipeline.Pass] = [
+        pipeline.Elaborate(),
+        pipeline.Phase(model, phase, fresh=whole_prompt(phase, sizes), heads_first=choice.heads_first),
+        *([pipeline.Loss(str(model.streaming_input))] if name in TRAINING else []),
+        pipeline.Select(sizes, choice),
+        pipeline.Differentiate(),
+    ]
+    last = next(i for i, step in enumerate(steps) if step.name == name)
+    return pipeline.Pipeline(tuple(steps[: last + 1])).run(model.graph)

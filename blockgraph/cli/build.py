@@ -74,7 +74,7 @@ def compile_(
     time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for the compiler.")] = 600.0,
     after: Annotated[
         str | None,
-        typer.Option("--print-after", metavar="PASS", help="Print the graph after elaborate, phase or select instead."),
+        typer.Option("--print-after", metavar="PASS", help="Print the graph after elaborate, phase, select … instead."),
     ] = None,
     sets: Sets = None,
     sizes: Sizes = None,
@@ -95,7 +95,7 @@ def compile_(
     if after is not None:
         from blockgraph.cli.look import print_graph
 
-        print_graph(model, after, phase.value, {"batch": batch, "length": length}, given, as_json, chunk)
+        print_graph(model, after, phase.value, (batch, length, chunk), given, as_json, parse_target(target).platform)
         return
     import blockgraph.api as api
     from blockgraph.cli.files import folder

@@ -123,7 +123,10 @@ def show(
     depth: Annotated[int, typer.Option("--depth", min=1, help="Levels of blocks in the table.")] = 2,
     graph: Annotated[bool, typer.Option("--graph", help="Print the op graph instead, as text.")] = False,
     after: Annotated[
-        str | None, typer.Option("--print-after", metavar="PASS", help="Print it after elaborate, phase or select.")
+        str | None,
+        typer.Option(
+            "--print-after", metavar="PASS", help="Print it after elaborate, phase, select, loss or differentiate."
+        ),
     ] = None,
     phase: Annotated[Phase, typer.Option("--phase", help="Of the graph that is printed.")] = Phase.forward,
     batch: options.Batch = 1,
@@ -141,8 +144,8 @@ def show(
     model = options.loaded(spec, sets)
     given = options.sizes(sizes)
     if graph or after:
-        print_graph(model, after or ("elaborate" if phase is Phase.forward else "phase"), phase.value,
-                    {"batch": batch, "length": length}, given, as_json)  # fmt: skip
+        name = after or ("elaborate" if phase is Phase.forward else "phase")
+        print_graph(model, name, phase.value, (batch, length, None), given, as_json)
         return
     import blockgraph.inspect as inspect
 
@@ -157,14 +160,20 @@ def show(
 
 
 def print_graph(
-    model: Any, name: str, phase: str, call: dict[str, int], given: dict[str, int], as_json: bool, chunk: Any = None
+    model: Any,
+    name: str,
+    phase: str,
+    call: tuple[int, int, int | None],
+    given: dict[str, int],
+    as_json: bool,
+    platform: str = "cpu",
 ) -> None:
-    """Prints the op graph of a phase after a pass."""
+    """Prints the op graph of a phase after a pass. ``call``: batch, length, chunk."""
     import blockgraph.inspect as inspect
     from compiler.passes.call import sizes_for
 
     inspect.check_sizes(model, given)
-    made = inspect.after(model, name, phase, sizes_for(phase, call["batch"], call["length"], chunk, given))
+    made = inspect.after(model, name, phase, sizes_for(phase, *call, given), platform)
     if as_json:
         screen.print_json({"model": model.name, "phase": phase, "pass": name, "graph": list(made.lines())})
         return

@@ -39,8 +39,8 @@ def draw(model: Model, out: str | Path, depth: int | None = None) -> Path:
     try:
         done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=TIME_LIMIT, check=False)
     except subprocess.TimeoutExpired:
-        problem = Problem("picture-too-large", f"the picture took over {TIME_LIMIT:.0f} s to lay out: give a smaller depth")
-        raise BlockgraphError(problem) from None
+        text = f"the picture took over {TIME_LIMIT:.0f} s to lay out: give a smaller depth"
+        raise BlockgraphError(Problem("picture-too-large", text)) from None
     if done.returncode or not done.stdout:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise BlockgraphError(Problem("no-picture", f"{Path(command[0]).name} could not draw: {' '.join(said[-1:])}"))
@@ -69,8 +69,9 @@ def layout(model: Model, depth: int | None = None) -> dict[str, Any]:
             record["shape"] = facts.shape_json(item.type)
         if item.kind == BOX:
             record |= {
-                "family": facts.family(item), "parameters": item.total(), "runs": item.runs(), "frozen": item.all_frozen(),
-                "inside": facts.inner_sizes(item, edges), "options": facts.options(item), "state": facts.state_json(item),
+                "family": facts.family(item), "parameters": item.total(), "runs": item.runs(),
+                "frozen": item.all_frozen(), "inside": facts.inner_sizes(item, edges),
+                "options": facts.options(item), "state": facts.state_json(item),
                 "uses": sorted(set(item.borrowed.values())),
             }  # fmt: skip
         nodes.append(record)
@@ -92,8 +93,8 @@ def _ids(root: Item) -> dict[Item, str]:
     ids: dict[Item, str] = {}
     taken: dict[str, int] = {}
     for item in list(root.walk())[1:]:
-        base = item.path if item.kind == BOX or (item.is_cluster and item.path) else f"{item.path}:{item.name or item.kind}"
-        base = base.lstrip(":") or item.kind
+        named = item.path and (item.kind == BOX or item.is_cluster)
+        base = item.path if named else f"{item.path}:{item.name or item.kind}".lstrip(":")
         taken[base] = taken.get(base, 0) + 1
         ids[item] = base if taken[base] == 1 else f"{base}#{taken[base]}"
     return ids

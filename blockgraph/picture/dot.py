@@ -17,7 +17,7 @@ from blockgraph.picture.facts import (
     shape_text,
     state_text,
 )
-from blockgraph.picture.flow import before, changes, columns, forked, order, side_by_side, skips
+from blockgraph.picture.flow import changes, column, columns, forked, heads, order, side_by_side, skips
 from blockgraph.picture.items import BOX, FORK, INPUT, JOIN, OUTPUT, PILL, REPEAT, Edge, Item
 
 FONT = "Helvetica"
@@ -38,14 +38,15 @@ def dot(name: str, parameters: int, root: Item, edges: list[Edge]) -> graphviz.D
         name,
         graph_attr={
             "bgcolor": "white", "fontname": FONT, "fontsize": "11", "fontcolor": INK, "labelloc": "t", "pad": "0.2",
-            "ranksep": "0.24", "nodesep": "0.22", "label": _title(name, parameters, root), "compound": "true",
+            "ranksep": "0.24", "nodesep": "0.22", "label": _title(name, parameters, root), "newrank": "true",
         },
         node_attr={
             "fontname": FONT, "fontsize": "11", "fontcolor": INK, "shape": "box", "style": "rounded,filled",
             "color": LINE, "penwidth": "0.8", "margin": "0.10,0.045", "height": "0.28", "width": "0.4",
         },
         edge_attr={
-            "fontname": FONT, "fontsize": "9", "fontcolor": FAINT, "color": LINE, "arrowsize": "0.55", "penwidth": "0.9",
+            "fontname": FONT, "fontsize": "9", "fontcolor": FAINT, "color": LINE, "arrowsize": "0.55",
+            "penwidth": "0.9",
         },
     )  # fmt: skip
     across, beside = columns(root, edges), skips(edges)
@@ -60,7 +61,7 @@ def dot(name: str, parameters: int, root: Item, edges: list[Edge]) -> graphviz.D
         if e.target.kind == FORK:
             style |= {"dir": "none"}
         if pair in across:
-            _lane(g, ids, e, style, before(e, edges))
+            _lane(g, ids, e, style, heads(column(e), edges))
         else:
             g.edge(ids[e.source], ids[e.target], **style, weight="1" if e.side or pair in beside else "8")
     for above, below in order(root, edges, across):
@@ -68,14 +69,20 @@ def dot(name: str, parameters: int, root: Item, edges: list[Edge]) -> graphviz.D
     return g
 
 
-def _lane(g: Any, ids: dict[Item, str], e: Edge, style: dict[str, str], before: list[Item]) -> None:
-    """From the foot of one column up to the head of the next, between the two."""
+def _lane(g: Any, ids: dict[Item, str], e: Edge, style: dict[str, str], heads: list[Item]) -> None:
+    """From the foot of one column up to the head of the next, at the side of the first."""
     top, foot = _lane_ends(ids, e)
-    for source in before:
-        g.edge(ids[source], top, style="invis", weight="24")
+    with g.subgraph() as same:
+        same.attr(rank="same")
+        for name in (*(ids[h] for h in heads), top, ids[e.target]):
+            same.node(name)
+    with g.subgraph() as same:
+        same.attr(rank="same")
+        same.node(ids[e.source])
+        same.node(foot)
     g.edge(ids[e.source], foot, dir="none", color=PALE, penwidth="1.2")
     g.edge(top, foot, dir="none", color=PALE, penwidth="1.2", weight="8")
-    g.edge(top, ids[e.target], **style | {"color": PALE, "penwidth": "1.2"}, weight="4")
+    g.edge(top, ids[e.target], **style | {"color": PALE, "penwidth": "1.2"})
 
 
 def _lane_ends(ids: dict[Item, str], e: Edge) -> tuple[str, str]:
@@ -108,7 +115,7 @@ def _cluster(g: Any, item: Item, edges: list[Edge], ids: dict[Item, str], lanes:
             )  # fmt: skip
             _cluster(sub, child, edges, ids, lanes)
     for e in lanes:
-        if side_by_side(item) and item in e.source.above() and item in e.target.above():
+        if column(e) is item:
             for end in _lane_ends(ids, e):
                 g.node(end, label="", shape="point", width="0.015", height="0.015", color=PALE)
 
@@ -139,14 +146,14 @@ def _small(text: str, colour: str = FAINT) -> str:
 def _node(item: Item, edges: list[Edge]) -> dict[str, str]:
     if item.kind == FORK:
         return {"label": "", "shape": "point", "width": "0.05", "height": "0.05", "fillcolor": LINE}
-    if item.kind == JOIN:
-        return {"label": item.name, "shape": "circle", "margin": "0", "width": "0.24", "height": "0.24",
-                "fixedsize": "true" if len(item.name) == 1 else "false", "fillcolor": "white", "fontsize": "13"}  # fmt: skip
+    if item.kind == JOIN and len(item.name) == 1:
+        circle = {"shape": "circle", "fixedsize": "true", "margin": "0", "width": "0.24", "height": "0.24"}
+        return {"label": item.name, "fillcolor": "white", "fontsize": "13", **circle}
     if item.kind in (INPUT, OUTPUT):
         assert item.type is not None
         return {"label": f"<<b>{escape(item.name)}</b><br/>{_small(shape_text(item.type))}>", "shape": "plain",
                 "fillcolor": "white", "style": "filled"}  # fmt: skip
-    if item.kind == PILL:
+    if item.kind in (PILL, JOIN):
         return {"label": item.name, "fontsize": "9.5", "margin": "0.08,0.02", "height": "0.2", "fillcolor": "white"}
     lines = [f"<b>{escape(item.name)}</b>"]
     total = item.total()

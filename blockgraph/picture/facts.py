@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 from blockgraph.picture.items import Edge, Item
 from compiler.graph.sizes import Size
@@ -66,7 +67,7 @@ def layers_text(layers: Iterable[int]) -> str:
     numbers = sorted(layers)
     if len(numbers) <= 3:
         return ", ".join(map(str, numbers))
-    steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(numbers)}
     if steps == {1}:
         return f"{numbers[0]} – {numbers[-1]}"
     head = numbers[:2] if len(steps) == 1 else numbers[:5]
@@ -75,6 +76,18 @@ def layers_text(layers: Iterable[int]) -> str:
 
 def options(item: Item) -> list[str]:
     """Options of the box's ops that are not the default, and its activation."""
+    return _ranges([_options(i) for i in (item, *item.others)])
+
+
+def _ranges(rows: list[list[str]]) -> list[str]:
+    """Folded layers that differ: ``window 4 … 9``."""
+    if any(len(r) != len(rows[0]) for r in rows):
+        return [" or ".join(dict.fromkeys(t for r in rows for t in r))]
+    columns = list(zip(*rows, strict=True))
+    return [c[0] if len(set(c)) == 1 else f"{c[0]} … {c[-1].split()[-1]}" for c in columns]
+
+
+def _options(item: Item) -> list[str]:
     found: list[str] = []
     for node in item.ops:
         if isinstance(node.op, Map):
@@ -110,6 +123,10 @@ def inner_sizes(item: Item, edges: Sequence[Edge]) -> list[str]:
 
 def state_text(item: Item) -> list[str]:
     """One line a kind of state: ``cache``, ``ring of 4,096``, ``recurrent state``."""
+    return _ranges([_states(i) for i in (item, *item.others)])
+
+
+def _states(item: Item) -> list[str]:
     found: list[str] = []
     for kind, t in item.states:
         text = STATES.get(kind, kind)
@@ -124,5 +141,5 @@ def state_json(item: Item) -> list[dict[str, object]]:
     return [{"kind": kind, **shape_json(t)} for kind, t in item.states]
 
 
-def borrowed_text(item: Item, names: Mapping[str, str] | None = None) -> list[str]:
+def borrowed_text(item: Item) -> list[str]:
     return list(dict.fromkeys(f"weights of {path}" for path in item.borrowed.values()))

@@ -64,12 +64,12 @@ def changes(e: Edge, edges: list[Edge]) -> bool:
 
 def columns(root: Item, edges: list[Edge]) -> set[Pair]:
     """Edges from one part of a cycle to the next: the parts stand side by side, so these do not push down."""
-    found = set()
+    found: set[Pair] = set()
     for item in root.walk():
         if side_by_side(item):
-            inside = {below: part for part in item.children for below in part.walk()}
-            found |= {(e.source, e.target) for e in edges
-                      if e.source in inside and e.target in inside and inside[e.source] is not inside[e.target]}  # fmt: skip
+            part = {below: child for child in item.children for below in child.walk()}
+            inner = [(e.source, e.target) for e in edges if e.source in part and e.target in part]
+            found |= {(a, b) for a, b in inner if part[a] is not part[b]}
     return found
 
 
@@ -77,31 +77,34 @@ def side_by_side(item: Item) -> bool:
     return item.kind == REPEAT and len(item.children) > 1 and all(c.is_cluster for c in item.children)
 
 
-def before(across: Edge, edges: list[Edge]) -> list[Item]:
-    """What enters the repeat in which the edge goes from column to column."""
-    columns = next(i for i in across.source.above() if side_by_side(i) and i in across.target.above())
-    inside = set(columns.walk())
-    found = (e.source for e in edges if e.target in inside and e.source not in inside and not e.side)
-    return list(dict.fromkeys(found))
+def column(across: Edge) -> Item:
+    """The column that the edge leaves for another."""
+    around = [across.source, *across.source.above()]
+    return next(i for i in around if i.parent and side_by_side(i.parent) and i.parent in across.target.above())
+
+
+def heads(part: Item, edges: list[Edge]) -> list[Item]:
+    """Where the chain of a part begins."""
+    inside = set(part.walk())
+    reached = {e.target for e in edges if e.source in inside and e.target in inside}
+    return [i for i in part.walk() if not i.is_cluster and i not in reached]
 
 
 def order(root: Item, edges: list[Edge], across: set[Pair]) -> list[Pair]:
     """Invisible edges that keep side-by-side parts between what comes before and what comes after."""
+    known = {(e.source, e.target) for e in edges if (e.source, e.target) not in across}
     found: list[Pair] = []
     for item in root.walk():
         if not side_by_side(item):
             continue
-        inside = {below: part for part in item.children for below in part.walk()}
-        before = list(dict.fromkeys(e.source for e in edges if e.target in inside and e.source not in inside and not e.side))
-        after = list(dict.fromkeys(e.target for e in edges if e.source in inside and e.target not in inside))
+        inside = set(item.walk())
+        entering = [e for e in edges if e.target in inside and e.source not in inside and not e.side]
+        before = dict.fromkeys(e.source for e in entering)
+        after = dict.fromkeys(e.target for e in edges if e.source in inside and e.target not in inside)
         for part in item.children:
-            own = [i for i in part.walk() if not i.is_cluster]
-            local = [e for e in edges if inside.get(e.source) is part and inside.get(e.target) is part]
-            heads = [i for i in own if not any(e.target is i for e in local)]
-            tails = [i for i in own if not any(e.source is i for e in local)]
-            known = {(e.source, e.target) for e in edges if (e.source, e.target) not in across}
-            found += [(a, b) for a in before for b in heads if (a, b) not in known]
-            found += [(a, b) for a in tails for b in after if (a, b) not in known]
+            own = set(part.walk())
+            leaving = {e.source for e in edges if e.source in own and e.target in own}
+            tails = [i for i in part.walk() if not i.is_cluster and i not in leaving]
+            pairs = [(a, b) for a in before for b in heads(part, edges)] + [(a, b) for a in tails for b in after]
+            found += [p for p in pairs if p not in known]
     return found
-
-

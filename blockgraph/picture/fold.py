@@ -6,6 +6,8 @@ from collections.abc import Hashable
 
 from blockgraph.picture.items import BOX, GROUP, INPUT, OUTPUT, REPEAT, Edge, Item
 
+MANY = 4  # so many layers in a row that differ in options alone are one cluster
+
 
 def fold(root: Item, edges: list[Edge]) -> list[Edge]:
     """Folds below ``root``; returns the edges that are left."""
@@ -28,15 +30,21 @@ def _final(item: Item, stands_for: dict[Item, Item]) -> Item:
     return item
 
 
-def _signature(item: Item) -> Hashable:
-    facts = tuple(n.op.text() for n in item.ops) if item.kind == BOX else ()
-    weights = tuple(sorted(_size(item, label) for label in item.weights))
-    inner = tuple(_signature(c) for c in item.children)
+def _signature(item: Item, options: bool = True) -> Hashable:
+    """What makes two items equal; without ``options``, alike."""
+    facts = tuple(n.op.text() if options else n.op.name for n in item.ops) if item.kind == BOX else ()
+    weights = _sizes(item)
+    inner = tuple(_signature(c, options) for c in item.children)
     return (item.kind, item.name, item.times, item.frozen, facts, weights, len(item.borrowed), inner)
 
 
-def _size(item: Item, label: str) -> int:
-    return item.weights[label] // item.runs()
+def _sizes(item: Item) -> tuple[tuple[str, int], ...]:
+    """Elements of each parameter, of one run."""
+    found: dict[str, int] = {}
+    for label, size in item.weights.items():
+        path = label.split("[")[0]
+        found[path] = found.get(path, 0) + size
+    return tuple(sorted((path, size // item.runs()) for path, size in found.items()))
 
 
 def _fold(item: Item, stands_for: dict[Item, Item]) -> None:
@@ -46,6 +54,7 @@ def _fold(item: Item, stands_for: dict[Item, Item]) -> None:
     while len(item.children) != before:
         before = len(item.children)
         item.children = _runs(item, stands_for)
+    item.children = _runs(item, stands_for, options=False, least=MANY)
     _cut_short(item, stands_for)
     if item.kind == REPEAT and len(item.children) == 1 and item.children[0].kind in (GROUP, REPEAT):
         only = item.children[0]  # a repeat of one part: one cluster says both
@@ -83,12 +92,12 @@ def _alike(first: Item, child: Item) -> bool:
     return [_signature(c) for c in first.children] == [_signature(c) for c in child.children]
 
 
-def _runs(item: Item, stands_for: dict[Item, Item]) -> list[Item]:
-    children, out, i = item.children, [], 0
-    marks = [_signature(c) for c in children]
+def _runs(item: Item, stands_for: dict[Item, Item], options: bool = True, least: int = 2) -> list[Item]:
+    children, out, i = item.children, list[Item](), 0
+    marks = [_signature(c, options) for c in children]
     while i < len(children):
         period, count = _best(children, marks, i)
-        if count < 2:
+        if count < least:
             out.append(children[i])
             i += 1
             continue
@@ -129,4 +138,6 @@ def _merge(a: Item, b: Item, stands_for: dict[Item, Item]) -> None:
     for x, y in zip(a.walk(), b.walk(), strict=True):
         stands_for[y] = x
         x.weights |= y.weights
+        if x.kind == BOX and _signature(x) != _signature(y):
+            x.others.append(y)
         x.stacks |= y.stacks

@@ -24,6 +24,7 @@ class Item:
     times: int = 1
     extra: int = 0  # further runs: a cycle that is cut short
     tail: str = ""  # in words
+    scan: bool = False  # a repeat of the graph; others are folded layers
     level: int = 0  # repeats of the graph around it, its own included
     children: list[Item] = field(default_factory=list)
     ops: list[Node] = field(default_factory=list)
@@ -31,6 +32,7 @@ class Item:
     borrowed: dict[str, str] = field(default_factory=dict)  # parameters of another box: label -> path
     frozen: bool = False
     states: list[tuple[str, TensorType]] = field(default_factory=list)  # (kind, type of one layer)
+    others: list[Item] = field(default_factory=list)  # alike but for their options, folded into this one
     stacks: set[tuple[Layers, ...]] = field(default_factory=set)  # of the parameters
     type: TensorType | None = None  # inputs and outputs
     # while the tree is built: children by path component, what was seen, and the last of it
@@ -69,7 +71,7 @@ class Item:
         found: set[int] = set()
         for box in self.walk():
             for stack in box.stacks:
-                written_out = stack[-1].count == 1 and box.level == self.level
+                written_out = not self.scan and stack[-1].count == 1 and box.level == self.level
                 one = stack[-1] if written_out else stack[min(max(self.level - 1, 0), len(stack) - 1)]
                 found |= set(range(one.start, one.start + one.step * one.count, one.step))
         return sorted(found)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from compiler.errors import PhaseError
 from compiler.graph.ir import Node, Value
+from compiler.graph.region import Region
 from compiler.graph.types import TensorType
 from compiler.language.model import Model
+from compiler.ops.leaves import State
 from compiler.passes.dependence import dependence
 from compiler.passes.phase import Streaming
 
@@ -26,6 +28,10 @@ class _Watch(Streaming):
 
     def state(self, name: str, kind: str, t: TensorType) -> Value:
         self.kept.setdefault(self.node_now, []).append((kind, t))
+        if isinstance(self.b, Region) and self.b.parent is not None and self.b.parent.parent is not None:
+            leaf = self.b.append(State(name, kind), (), (t,))[0]  # what it keeps is known, though no phase runs it
+            self.kinds[leaf.id] = (name, kind, t)
+            return leaf
         return super().state(name, kind, t)
 
     def node(self, node: Node) -> None:
@@ -45,5 +51,5 @@ def states(model: Model) -> Kept:
     try:
         watch.run(model.graph)
     except PhaseError:
-        return {} if not watch.kept else watch.kept
+        return {}
     return watch.kept

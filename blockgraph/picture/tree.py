@@ -7,7 +7,7 @@ was visited is the next layer of a repeat that was written out, or the next part
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from blockgraph.picture.items import BOX, GROUP, INPUT, JOIN, OUTPUT, PILL, REPEAT, Edge, Item
 from compiler.graph.ir import Graph, Node, Value
@@ -26,7 +26,8 @@ class Tree:
     def __init__(
         self, graph: Graph, states: Mapping[int, list[tuple[str, TensorType]]], depth: int | None = None
     ) -> None:
-        self.root, self.edges, self.states, self.depth = Item(GROUP, ""), list[Edge](), states, depth
+        self.root, self.states, self.depth = Item(GROUP, ""), states, depth
+        self.edges: list[Edge] = []
         self.source: dict[int, Item] = {}  # value -> the box that it comes from
         self.weights: dict[int, dict[str, Parameter]] = {}  # value -> parameters that it is made of
         self.sizes: dict[str, int] = {}
@@ -37,8 +38,8 @@ class Tree:
             if value.id in self.source:
                 out = self.root.add(Item(OUTPUT, name, type=value.type))
                 self.edges.append(Edge(self.source[value.id], out, value.type))
-        used = {id(e.source) for e in self.edges}
-        self.root.children = [c for c in self.root.children if c.kind != INPUT or id(c) in used]
+        used = {e.source for e in self.edges}
+        self.root.children = [c for c in self.root.children if c.kind != INPUT or c in used]
 
     def graph(self, graph: Graph, level: Item, base: str) -> None:
         for node in graph.nodes:
@@ -64,7 +65,7 @@ class Tree:
         if place.kind == BOX:  # deeper than asked for: the box takes it all
             self.swallow(op.body, place)
         else:
-            cluster = place.add(Item(REPEAT, "", node.path, times=op.trips))
+            cluster = place.add(Item(REPEAT, "", node.path, times=op.trips, scan=True))
             self.graph(op.body, cluster, node.path)
         outs = [v for _, v in op.body.outputs]
         for result, out in zip(node.results, outs, strict=True):
@@ -112,7 +113,7 @@ class Tree:
     def join(self, node: Node, place: Item, data: list[Value]) -> None:
         """Branches that meet; a sum of three is one join."""
         fn = node.op.fn if isinstance(node.op, Map) else node.op.name
-        sign = SIGNS.get(fn, node.op.axis + " |" if isinstance(node.op, Concat) else fn)
+        sign = SIGNS.get(fn, f"concat {node.op.axis}" if isinstance(node.op, Concat) else fn)
         before = self.source[data[0].id]
         again = before.kind == JOIN and before.parent is place and before.last == (sign, node.position)
         item = before if again else place.add(Item(JOIN, sign, node.path, last=(sign, node.position)))
@@ -173,9 +174,9 @@ class Tree:
         return here
 
 
-def _prefixes(paths: object) -> frozenset[str]:
+def _prefixes(paths: Iterable[str]) -> frozenset[str]:
     found = set()
-    for path in set(paths):  # type: ignore[call-overload]
+    for path in set(paths):
         parts = path.split(".")
         found |= {".".join(parts[:i]) for i in range(1, len(parts))}
     return frozenset(found)

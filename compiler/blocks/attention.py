@@ -7,18 +7,32 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from compiler.errors import Problem, SpecError
+from compiler.errors import nearest
 from compiler.graph.ir import Value
 from compiler.language.block import Block, block
 from compiler.language.env import Env
-from compiler.language.fields import Args, Count, Dim, Flag, Number, OptionalCount, OptionalNumber, Word
+from compiler.language.fields import (
+    Args,
+    Count,
+    Dim,
+    Epsilon,
+    Flag,
+    Fraction,
+    Number,
+    OptionalCount,
+    OptionalNumber,
+    OptionalPositive,
+    Positive,
+    Word,
+)
+from compiler.language.scope import Fault
 
 
 class Rope(Args):
     """Rotary positions: ``fraction`` of the channels; ``pairs`` half-split or interleaved (arXiv:2104.09864)."""
 
-    theta: Number = 10_000.0
-    fraction: Number = 1.0
+    theta: Positive = 10_000.0
+    fraction: Fraction = 1.0
     pairs: Annotated[Literal["half", "interleaved"], Word] = "half"
 
 
@@ -34,7 +48,7 @@ class Position(Args):
             if raw == "rope":
                 return {"rope": {}}
             raise PydanticCustomError("unknown-word", "no position encoding is called {found}", {
-                "found": raw, "allowed": ["rope"]})  # fmt: skip
+                "found": raw, "allowed": ["rope"], "suggestion": nearest(raw, ["rope"])})  # fmt: skip
         return raw
 
 
@@ -55,7 +69,7 @@ class Biases(Args):
 class QKNorm(Args):
     """RMS norm of queries and keys along head_dim before positions (arXiv:2302.05442)."""
 
-    eps: Number = 1e-6
+    eps: Epsilon = 1e-6
     offset: Number = 0.0
     scale: Flag = True
 
@@ -74,7 +88,7 @@ class Attention(Block):
     window: OptionalCount = None
     position: Position | None = None
     scale: OptionalNumber = None  # default: head_dim ** -0.5
-    softcap: OptionalNumber = None
+    softcap: OptionalPositive = None
     bias: Biases = Biases()
     qk_norm: QKNorm | None = None
     over: Annotated[str, Word] = "seq"  # the axis attended along
@@ -82,11 +96,14 @@ class Attention(Block):
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
         b, context = env.b, ports.get("context")
         if self.heads % self.kv_heads:
-            raise SpecError(Problem(
-                "indivisible", f"{env.b.path}: {self.heads} heads do not divide into {self.kv_heads} kv_heads", b.position,
-                tuple(str(k) for k in range(1, self.heads + 1) if self.heads % k == 0)))  # fmt: skip
+            text = f"attention: {self.heads} heads do not divide into {self.kv_heads} kv_heads"
+            allowed = (f"kv_heads: {k}" for k in range(1, self.heads + 1) if self.heads % k == 0)
+            raise Fault("indivisible", text, allowed, key="kv_heads")
+        if not {"batch", self.over} <= set(x.axes[:-1]):
+            text = f"attention runs along {self.over} of [batch {self.over} width], found [{' '.join(x.axes)}]"
+            raise Fault("missing-axis", text, x.axes, nearest(self.over, x.axes), key="over")
         source = x if context is None else context
-        keys = self.over if context is None else _key_axis(source, b)
+        keys = self.over if context is None else _key_axis(source)
         q = env.linear(x, "query", [("heads", self.heads), ("head_dim", self.head_dim)], bias=self.bias.query)
         kv = [("kv_heads", self.kv_heads), ("head_dim", self.head_dim)]
         k = env.linear(source, "key", kv, bias=self.bias.key)
@@ -105,11 +122,11 @@ class Attention(Block):
         return env.linear(h, "out", [(x.axes[-1], x.type.sizes[-1])], over=("heads", "head_dim"), bias=self.bias.out)
 
 
-def _key_axis(context: Value, b: Any) -> str:
+def _key_axis(context: Value) -> str:
     axes = [a for a in context.axes[:-1] if a != "batch"]
     if len(axes) != 1:
-        raise SpecError(Problem("axis-mismatch", f"a context is [batch, one axis, width], found [{' '.join(context.axes)}]",
-                                b.position))  # fmt: skip
+        text = f"a context is [batch, one axis, width], found [{' '.join(context.axes)}]"
+        raise Fault("axis-mismatch", text, key="from")
     return axes[0]
 
 

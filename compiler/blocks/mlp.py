@@ -15,6 +15,16 @@ from compiler.language.fields import Count, Dim, Flag, Word
 Activation = Annotated[Literal["relu", "squared_relu", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid"], Word]
 
 
+def one_activation(made: Any, gate: str | None, act: str | None) -> Any:
+    """Feed-forward layers are gated or plain. Raises what pydantic tells as a problem."""
+    if gate is None and act is None:
+        raise PydanticCustomError("missing-key", "needs act: (plain) or gate: (gated)", {"allowed": ["act", "gate"]})
+    if gate is not None and act is not None:
+        text = "takes act: (plain) or gate: (gated), not both"
+        raise PydanticCustomError("conflicting-keys", text, {"allowed": ["act", "gate"], "key": "act"})  # type: ignore[arg-type]
+    return made
+
+
 @block
 class MLP(Block):
     """Plain: down(act(up(x))). Gated: down(gate_activation(gate(x)) * up(x)) (arXiv:2002.05202). ``hidden`` is the
@@ -28,9 +38,7 @@ class MLP(Block):
 
     @model_validator(mode="after")
     def _one(self) -> Any:
-        if (self.gate is None) == (self.act is None):
-            raise PydanticCustomError("missing-key", "an mlp has either act: (plain) or gate: (gated)")
-        return self
+        return one_activation(self, self.gate, self.act)
 
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
         b, to, out = env.b, [("mlp", self.hidden)], [(x.axes[-1], x.type.sizes[-1])]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from compiler.blocks.mlp import Activation
+from pydantic import model_validator
+
+from compiler.blocks.mlp import Activation, one_activation
 from compiler.graph.ir import Value
 from compiler.graph.sizes import Size
 from compiler.language.block import Block, block
 from compiler.language.env import Env
 from compiler.language.fields import Count, Dim, Flag
+from compiler.language.scope import Fault
 from compiler.ops.experts import Collect, Dispatch, ExpertDot
 
 
@@ -26,9 +29,16 @@ class MoE(Block):
     act: Activation | None = None
     normalise: Flag = True
 
+    @model_validator(mode="after")
+    def _one(self) -> Any:
+        return one_activation(self, self.gate, self.act)
+
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
         b, width = env.b, x.axes[-1]
         size = x.type.size(width)
+        if self.active > self.experts:
+            text = f"moe chooses {self.active} of {self.experts} experts"
+            raise Fault("out-of-range", text, (f"1 to {self.experts}",), key="active")
         logits = env.linear(x, "router", [("experts", self.experts)], dtype="float32")
         weights, chosen = b.route(logits, self.active, self.normalise)
         rows, order, groups = b.apply(Dispatch(Size.of(self.experts)), env.compute(x), chosen)
@@ -41,6 +51,6 @@ class MoE(Block):
         if self.gate is not None:
             up = b.mul(getattr(b, self.gate)(product(rows, "gate", (width, size), ("mlp", self.hidden))), up)
         else:
-            up = getattr(b, self.act or "gelu")(up)
+            up = getattr(b, str(self.act))(up)
         y = product(up, "down", ("mlp", self.hidden), (width, size))
         return b.one(Collect(), y, weights, chosen, order)

@@ -7,12 +7,12 @@ from typing import ClassVar
 from compiler.graph.ir import Value
 from compiler.language.block import Block, block
 from compiler.language.env import Env
-from compiler.language.fields import Flag, Number
+from compiler.language.fields import Epsilon, Flag, Number
 
 
 class _Norm(Block):
     normaliser: ClassVar[str] = ""
-    eps: Number = 1e-6
+    eps: Epsilon = 1e-6
     scale: Flag = True
     bias: Flag = False
     offset: Number = 0.0  # the scale applied is offset + weight
@@ -44,5 +44,5 @@ class LayerNorm(_Norm):
 
     kind: ClassVar[str] = "layer_norm"
     normaliser: ClassVar[str] = "layer"
-    eps: Number = 1e-5
+    eps: Epsilon = 1e-5
     bias: Flag = True

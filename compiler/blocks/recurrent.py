@@ -8,6 +8,7 @@ from compiler.graph.ir import Value
 from compiler.language.block import Block, block
 from compiler.language.env import Env
 from compiler.language.fields import Count, Dim, Flag, Number
+from compiler.language.scope import Fault
 
 
 @block
@@ -39,8 +40,14 @@ class RGLRU(Block):
 
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
         b, axis = env.b, x.axes[-1]
+        if not x.type.size(axis).is_constant:
+            raise Fault("varying-size", f"rg_lru works on channels of a fixed size, found [{' '.join(x.axes)}]")
         size = int(x.type.size(axis).constant)
-        width = size // self.blocks
+        width, rest = divmod(size, self.blocks)
+        if rest:
+            allowed = (str(n) for n in range(1, size + 1) if size % n == 0)
+            text = f"{axis} = {size} does not divide into {self.blocks} blocks"
+            raise Fault("indivisible", text, allowed, key="blocks")
         parts = b.split(env.compute(x), axis, blocks=self.blocks, block=width)
 
         def gate(name: str) -> Value:

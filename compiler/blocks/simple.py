@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from compiler.graph.ir import Value
 from compiler.language.block import Block, block
 from compiler.language.env import Env
-from compiler.language.fields import Number, PerLayer, Word
+from compiler.language.fields import PerLayer, Positive, Word
 
 
 @block
@@ -28,7 +28,7 @@ class SoftCap(Block):
 
     kind: ClassVar[str] = "softcap"
     shorthand: ClassVar[str | None] = "cap"
-    cap: Number
+    cap: Positive
 
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
         return env.b.softcap(x, self.cap)

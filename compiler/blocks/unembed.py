@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from compiler.errors import Problem, SpecError, nearest
+from compiler.errors import nearest
 from compiler.graph.ir import Value
 from compiler.language.block import Block, block
 from compiler.language.env import Env
-from compiler.language.fields import Count, Dim, Flag, OptionalNumber, Word
+from compiler.language.fields import Count, Dim, Flag, OptionalNumber, OptionalPositive, Word
+from compiler.language.scope import Fault
 
 
 @block
@@ -19,7 +20,7 @@ class Unembed(Block):
     kind: ClassVar[str] = "unembed"
     vocab: Annotated[Count, Dim("vocab")]
     tied: Annotated[str | None, Word] = None
-    softcap: OptionalNumber = None
+    softcap: OptionalPositive = None
     scale: OptionalNumber = None
     bias: Flag = False
 
@@ -31,9 +32,8 @@ class Unembed(Block):
             label = f"{self.tied}.table"
             if label not in env.weights.leaves:
                 tables = [k.removesuffix(".table") for k in env.weights.leaves if k.endswith(".table")]
-                problem = Problem("unknown-name", f"unembed.tied: no embed node is called {self.tied}", b.position,
-                                  tuple(tables), nearest(self.tied, tables))  # fmt: skip
-                raise SpecError(problem)
+                message = f"unembed.tied: no embed node before is called {self.tied}"
+                raise Fault("unknown-name", message, tables, nearest(self.tied, tables), key="tied")
             y = b.dot(env.compute(x), env.compute(env.weights.leaves[label]), (x.axes[-1],), "float32")
             if self.bias:
                 y = b.add(y, b.cast(env.weight("out_bias", [("vocab", self.vocab)], init="zeros"), "float32"))

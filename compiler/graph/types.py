@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from compiler.errors import nearest
 from compiler.graph.sizes import Size, SizeLike, product
 
 DTYPE_BITS = {
@@ -38,7 +39,8 @@ class TensorType:
 
     def size(self, axis: str) -> Size:
         if axis not in self.axes:
-            raise TypeProblem("missing-axis", f"needs an axis {axis}, found [{' '.join(self.axes)}]", self.axes)
+            found = f"needs an axis {axis}, found [{' '.join(self.axes)}]"
+            raise TypeProblem("missing-axis", found, self.axes, nearest(str(axis), self.axes))
         return self.sizes[self.axes.index(axis)]
 
     @property

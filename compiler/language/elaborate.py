@@ -79,7 +79,9 @@ def _node(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
     if spec.chain is not None:
         return chain(spec.chain, spec.position, x, frame)
     if spec.name and spec.name in frame.values and not frame.in_cycle:
-        raise Fault("duplicate-name", f"the name {spec.name} is taken by another node or an input", frame.known(), key="name")
+        raise Fault(
+            "duplicate-name", f"the name {spec.name} is taken by another node or an input", frame.known(), key="name"
+        )
     try:
         x, ports = _sources(spec, x, frame)
     except Fault as e:
@@ -220,7 +222,9 @@ def _kind(
 def _slot(slot: Slot, spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
     """The node that the caller passed, with the caller's args and the dims of this place."""
     if ports:
-        raise Fault("unknown-port", f"{spec.kind} is a node given by the caller: only `from: name` goes beside it", key="from")
+        raise Fault(
+            "unknown-port", f"{spec.kind} is a node given by the caller: only `from: name` goes beside it", key="from"
+        )
     if spec.args is not None:
         raise Fault("unexpected-options", f"{spec.kind} is a node given by the caller and takes no options here",
                     suggestion="give the options where the node is passed", key=spec.kind)  # fmt: skip
@@ -291,7 +295,9 @@ def _bind(spec: NodeSpec, definition: Any, frame: Frame) -> dict[str, Any]:
     declared = definition.args or {}
     given = spec.args if spec.args is not None else {}
     if not isinstance(given, dict):
-        text = f"{spec.kind} takes options by name, found {shown(given)}" if declared else f"{spec.kind} takes no options"
+        text = (
+            f"{spec.kind} takes options by name, found {shown(given)}" if declared else f"{spec.kind} takes no options"
+        )
         Fault("wrong-type", text, declared).tell(problems, spec.at(spec.kind))
         given = dict.fromkeys(declared, FAILED)
     meant: set[str | None] = set()
@@ -304,7 +310,9 @@ def _bind(spec: NodeSpec, definition: Any, frame: Frame) -> dict[str, Any]:
                 problems.add("misplaced-key", f"{key} belongs beside {spec.kind}:, not among its options", where,
                              suggestion=f"write {key} in the same column as {spec.kind}")  # fmt: skip
             else:
-                problems.add("unknown-key", f"{spec.kind} has no option {key}", where, allowed=declared, suggestion=hint)
+                problems.add(
+                    "unknown-key", f"{spec.kind} has no option {key}", where, allowed=declared, suggestion=hint
+                )
     bound: dict[str, Any] = dict(scope.top)
     for name, default in declared.items():
         own = name not in given

@@ -98,7 +98,9 @@ class Env:
         elif self.weights.leaves[label].type != t:
             mine = " ".join(f"{a}={s}" for a, s in self.weights.leaves[label].type.pairs)
             other = " ".join(f"{a}={s}" for a, s in t.pairs)
-            raise SpecError(Problem("axis-mismatch", f"{label} is [{mine}] and would be shared as [{other}]", b.position))
+            raise SpecError(
+                Problem("axis-mismatch", f"{label} is [{mine}] and would be shared as [{other}]", b.position)
+            )
         return self.weights.leaves[label]
 
     def number(self, value: float | tuple[float, ...], dtype: str) -> Value:
@@ -136,7 +138,8 @@ class Env:
         w = self.weight(name, [(a, x.type.size(a)) for a in over], to=fresh)
         y = self.b.dot(self.compute(x), self.compute(w), over, dtype or self.policy.compute)
         if bias:
-            vector = self.weight("bias" if name == "weight" else f"{name}_bias", fresh, init="zeros")
+            # a map from nothing: a checkpoint's layout of linear maps flattens its axes as it does the weight's
+            vector = self.weight("bias" if name == "weight" else f"{name}_bias", [], to=fresh, init="zeros")
             y = self.b.add(y, self.b.cast(vector, y.type.dtype))
         renamed = {f: a for (f, _), (a, _) in zip(fresh, to, strict=True) if f != a}
         return self.b.rename(y, **renamed) if renamed else y

@@ -102,8 +102,13 @@ def _field(check: Callable[[Scope, Any, str], Any], schema: dict[str, Any]) -> A
             raise PydanticCustomError(
                 e.code,
                 "{text}",
-                {"text": e.message.removeprefix(f"{info.field_name} "), "allowed": list(e.allowed), "suggestion": e.suggestion,
-                 "offset": e.offset, "position": e.position},  # type: ignore[arg-type]
+                {
+                    "text": e.message.removeprefix(f"{info.field_name} "),
+                    "allowed": list(e.allowed),
+                    "suggestion": e.suggestion,
+                    "offset": e.offset,
+                    "position": e.position,
+                },  # type: ignore[arg-type]
             ) from None
 
     return Annotated[Any, PlainValidator(run), WithJsonSchema(schema)]

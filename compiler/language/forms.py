@@ -185,7 +185,9 @@ def _region(cycle: YList, trips: int, start: int, x: Value, frame: Frame) -> Val
         left = node(item, where, value, _inside(frame, env))
         if left is not None and left.type != x.type:
             sides = f"{_shape(x, left)} goes in, {_shape(left, x)} comes out"
-            frame.env.scope.problems.add("axis-mismatch", f"a layer of a repeat must keep its input's shape: {sides}", where)
+            frame.env.scope.problems.add(
+                "axis-mismatch", f"a layer of a repeat must keep its input's shape: {sides}", where
+            )
             left = None
         failed = failed or left is None
         value = left or entering  # after a fault as if the layer had kept its shape, to judge the next ones

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from compiler.errors import Position, Problem, Problems, SpecError, nearest
+from compiler.language.scope import shown
 from compiler.language.spec import BlockSpec, Dtypes, InputSpec, Spec, WeightsSpec
 from compiler.source.yaml import YList, YMap, load_file, load_text
 
@@ -42,6 +43,8 @@ def shipped() -> dict[str, Path]:
 def find(name: str, beside: Path | None = None) -> Path:
     """The file of a spec: a path, a sibling of ``beside``, or a shipped name. Raises SpecError."""
     path = Path(name)
+    if len(name) > 200:
+        raise SpecError(Problem("unknown-spec", f"no spec is called {shown(name)}"))
     if path.suffix in (".yaml", ".yml") or "/" in name:
         return path if beside is None or path.is_absolute() else beside.parent / path
     if beside is not None and (beside.parent / f"{name}.yaml").is_file():
@@ -69,7 +72,7 @@ def loads(text: str, file: str = "<spec>", overrides: Mapping[str, Any] | None =
     problems.raise_if_any()
     assert raw is not None
     files: list[Path] = []
-    if isinstance(raw.get("extends"), str):
+    if "extends" in raw:
         raw = _extend(raw, None, files, problems)
         problems.raise_if_any()
     assert raw is not None
@@ -85,68 +88,51 @@ def _read(path: Path, files: list[Path], problems: Problems) -> YMap | None:
 
 
 def _extend(raw: YMap, path: Path | None, files: list[Path], problems: Problems) -> YMap | None:
-    where = raw.value_position["extends"]
-    if not isinstance(raw["extends"], str):
-        problems.add("wrong-type", "extends takes the name of one spec", where)
-        return None
-    if len(files) > MAX_EXTENDS:
-        problems.add(
-            "extends-cycle",
-            "specs extend each other without end: " + " -> ".join(f.stem for f in files),
-            where,
-        )
+    where, name = raw.value_position["extends"], raw["extends"]
+    if not isinstance(name, str):
+        problems.add("wrong-type", f"extends takes the name of one spec, found {shown(name)}", where)
         return None
     try:
-        above = find(raw["extends"], path)
+        above = find(name, path)
     except SpecError as e:
         p = e.problems[0]
         problems.add(p.code, p.message, where, allowed=p.allowed, suggestion=p.suggestion)
         return None
-    if above in files:
-        problems.add(
-            "extends-cycle",
-            "specs extend each other: " + " -> ".join([*(f.stem for f in files), above.stem]),
-            where,
-        )
+    if above.resolve() in [f.resolve() for f in files] or len(files) > MAX_EXTENDS:
+        loop = " -> ".join([*(f.stem for f in files), above.stem])
+        problems.add("extends-cycle", f"specs extend each other without end: {loop}", where)
+        return None
+    if not above.exists():
+        problems.add("file-missing", f"there is no file {above} to extend", where)
         return None
     base = _read(above, files, problems)
     if base is None:
         return None
     for key in raw:
-        if key not in (*MERGED, *REPLACED):
-            known = key in Spec.model_fields
-            problems.add(
-                "extends-changes-graph" if known else "unknown-key",
-                f"a spec that extends another changes dims, args and metadata only, not {key}"
-                if known
-                else f"no key {key} at the top of a spec",
-                raw.key_position[key],
-                allowed=(*REPLACED, *MERGED),
-                suggestion=nearest(key, (*REPLACED, *MERGED)),
-            )
+        if key in (*MERGED, *REPLACED):
+            _merge(key, raw, base, above.stem, problems)
             continue
-        value = raw[key]
-        if key in MERGED and isinstance(value, YMap) and isinstance(base.get(key), YMap):
-            inner = base[key]
-            assert isinstance(inner, YMap)
-            for name, v in value.items():
-                if key in ("dims", "args") and name not in inner:
-                    problems.add(
-                        "unknown-key",
-                        f"{above.stem} has no {key[:-1]} {name}",
-                        value.key_position[name],
-                        allowed=inner,
-                        suggestion=nearest(name, inner),
-                    )
-                inner[name] = v
-                inner.key_position[name], inner.value_position[name] = (
-                    value.key_position[name],
-                    value.value_position[name],
-                )
-        elif key != "extends":
-            base[key] = value
-            base.key_position[key], base.value_position[key] = raw.key_position[key], raw.value_position[key]
+        known, allowed = key in Spec.model_fields, (*REPLACED, *MERGED)
+        message = f"no key {key} at the top of a spec"
+        if known:
+            message = f"a spec that extends another changes dims, args and metadata only, not {key}"
+        problems.add("extends-changes-graph" if known else "unknown-key", message, raw.key_position[key],
+                     allowed=allowed, suggestion=None if known else nearest(key, allowed))  # fmt: skip
     return base
+
+
+def _merge(key: str, raw: YMap, base: YMap, above: str, problems: Problems) -> None:
+    """One top key of a spec over the one it extends."""
+    value, inner = raw[key], base.get(key)
+    if key not in MERGED or not isinstance(value, YMap) or not isinstance(inner, YMap):
+        if key != "extends":
+            base.adopt(key, raw)
+        return
+    for name in value:
+        if key in ("dims", "args") and name not in inner:
+            problems.add("unknown-key", f"{above} has no {key[:-1]} {name}", value.key_position[name],
+                         allowed=inner, suggestion=nearest(name, inner))  # fmt: skip
+        inner.adopt(name, value)
 
 
 def check(raw: YMap, files: tuple[Path, ...] = (), overrides: Mapping[str, Any] | None = None) -> Document:
@@ -166,17 +152,20 @@ def check(raw: YMap, files: tuple[Path, ...] = (), overrides: Mapping[str, Any] 
 
 def _override(raw: YMap, overrides: Mapping[str, Any], problems: Problems) -> None:
     """Sets dims and args from the command line: `vocab`, `dims.vocab`, `args.layers`; `dtype` sets both dtypes."""
-    place = Position("--set", 1, 1)
     for name, value in overrides.items():
+        place = Position(f"--set {name}", 0, 0)
         if name == "dtype":
             made = YMap(place)
             for key in ("params", "compute"):
-                made[key], made.key_position[key], made.value_position[key] = value, place, place
-            raw["dtypes"] = made
-            raw.key_position["dtypes"] = raw.value_position["dtypes"] = place
+                made.set(key, value, place)
+            if isinstance(raw.get("dtypes"), YMap):
+                for key in raw["dtypes"]:  # type: ignore[attr-defined]
+                    if key not in made:
+                        made.adopt(key, raw["dtypes"])  # type: ignore[arg-type]
+            raw.set("dtypes", made, place)
             continue
         section, _, key = name.rpartition(".")
-        tables = {s: raw[s] for s in ("dims", "args") if isinstance(raw.get(s), YMap)}
+        tables = {s: t for s in ("dims", "args") if isinstance(t := raw.get(s), YMap)}
         hits = [s for s, t in tables.items() if key in t and section in ("", s)]
         if not hits:
             known = [f"{s}.{k}" for s, t in tables.items() for k in t]
@@ -189,8 +178,9 @@ def _override(raw: YMap, overrides: Mapping[str, Any], problems: Problems) -> No
             )
             continue
         table = tables[hits[0]]
-        table[key] = value
-        table.value_position[key] = place
+        at = table.key_position[key]
+        table.set(key, value, place)
+        table.key_position[key] = at
 
 
 MODELS: dict[str, type[BaseModel]] = {
@@ -201,12 +191,24 @@ MODELS: dict[str, type[BaseModel]] = {
 }
 
 
+_FORMS = {
+    "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping", "list_type": "a list",
+    "string_type": "text", "bool_type": "true or false", "bool_parsing": "true or false", "int_type": "a whole number",
+    "int_parsing": "a whole number", "int_from_float": "a whole number", "greater_than_equal": "a number from 1 on",
+}  # fmt: skip
+
+
 def _report(error: Any, raw: YMap, problems: Problems) -> None:
-    loc, where, value = list(error["loc"]), raw.position, raw
+    """Turns one pydantic error about the top of a spec into a problem with its place."""
+    ctx = error.get("ctx") or {}
+    loc = [*error["loc"], *([ctx["key"]] if "key" in ctx else [])]
+    where, parent = raw.position, raw
     current: Any = raw
-    for key in loc:
+    for i, key in enumerate(loc):
         if isinstance(current, YMap) and key in current:
-            where, current = current.value_position[key], current[key]
+            last = i == len(loc) - 1 and ctx.get("at_key")
+            where, parent = (current.key_position if last else current.value_position)[key], current
+            current = current[key]
         elif isinstance(current, YList) and isinstance(key, int) and key < len(current):
             where, current = current.item_position[key], current[key]
         else:
@@ -214,31 +216,22 @@ def _report(error: Any, raw: YMap, problems: Problems) -> None:
     path = ".".join(str(k) for k in loc)
     model = MODELS.get(str(loc[0]), Spec) if len(loc) > 1 else Spec
     allowed = list(model.model_fields)
-    if error["type"] == "extra_forbidden":
-        parent: Any = raw
-        for key in loc[:-1]:
-            parent = parent[key]
-        at = parent.key_position.get(loc[-1], where) if isinstance(parent, YMap) else where
-        inside = f" in {'.'.join(str(k) for k in loc[:-1])}" if len(loc) > 1 else " at the top of a spec"
-        problems.add(
-            "unknown-key",
-            f"no key {loc[-1]}{inside}",
-            at,
-            allowed=allowed,
-            suggestion=nearest(str(loc[-1]), allowed),
-        )
-    elif error["type"] == "missing":
-        problems.add("missing-key", f"{path} is missing", where, allowed=allowed)
-    elif error["type"] == "literal_error":
-        words = [w.strip(" '") for w in str(error["ctx"]["expected"]).replace(" or ", ",").split(",")]
-        problems.add(
-            "unknown-word",
-            f"{path}: {current!r} is not one of its words",
-            where,
-            allowed=words,
-            suggestion=nearest(str(current), words),
-        )
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        inside = f"in {'.'.join(str(k) for k in loc[:-1])}" if len(loc) > 1 else "at the top of a spec"
+        at = parent.key_position.get(str(loc[-1]), where)
+        problems.add("unknown-key", f"no key {loc[-1]} {inside}", at, allowed=allowed,
+                     suggestion=nearest(str(loc[-1]), allowed))  # fmt: skip
+    elif kind == "missing":
+        owner = current if isinstance(current, YMap) else {}
+        if not any(k not in allowed and nearest(k, allowed) == loc[-1] for k in owner):  # told as an unknown key
+            problems.add("missing-key", f"{path} is missing", where, allowed=allowed)
+    elif kind == "literal_error":
+        words = [w.strip(" '") for w in str(ctx["expected"]).replace(" or ", ",").split(",")]
+        problems.add("unknown-word", f"{path}: {shown(current)} is not one of its words", where, allowed=words,
+                     suggestion=nearest(str(current), words))  # fmt: skip
+    elif kind in _FORMS:
+        problems.add("wrong-type", f"{path}: expected {_FORMS[kind]}, found {shown(error['input'])}", where)
     else:
-        code = str(error["type"]).replace("_", "-") if "-" in str(error["type"]) else "wrong-type"
-        text = f"{path}: {error['msg'][:1].lower()}{error['msg'][1:]}"
-        problems.add(code, text if value is not None else text, where)
+        problems.add(str(kind).replace("_", "-"), f"{path}: {error['msg'][:1].lower()}{error['msg'][1:]}", where,
+                     allowed=[str(a) for a in ctx.get("allowed", ())])  # fmt: skip

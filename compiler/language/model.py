@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import Position, Problems
+from compiler.errors import Problems
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph, Value
 from compiler.graph.sizes import BATCH, SEQ, Size, SizeLike
 from compiler.graph.types import TensorType
+from compiler.language import checks
 from compiler.language import load as loading
-from compiler.language.elaborate import chain
+from compiler.language.elaborate import Enough, chain
 from compiler.language.env import Env, Policy, Weights, input_leaf
 from compiler.language.frame import Frame
 from compiler.language.load import Document
-from compiler.language.scope import Fault, Scope
+from compiler.language.scope import FAILED, Fault, Scope, Told, Word, shown
 from compiler.language.spec import Spec
-from compiler.ops.elementwise import ACTIVATIONS
 from compiler.ops.leaves import Parameter
 from compiler.source.yaml import YList, YMap
 
@@ -75,14 +76,13 @@ def build(document: Document) -> Model:
     inputs = _inputs(spec, raw, scope, b)
     env = Env(b, scope, policy, weights, inputs)
     frame = Frame(env, dict(inputs), None, spec.blocks)
-    _check_names(spec, raw, scope, problems)
-    values = _chains(spec, raw, frame)
-    outputs = _outputs(spec, raw, values, frame)
+    checks.check(spec, raw, problems)
+    outputs: list[tuple[str, Value | None]] = []
+    with contextlib.suppress(Enough):
+        outputs = _outputs(spec, raw, _chains(spec, raw, frame), frame)
     problems.raise_if_any()
     graph = b.finish([(n, v) for n, v in outputs if v is not None])
     leaves = {label: (weights.ops[label], v.type) for label, v in weights.leaves.items()}
-    _check_paths(spec, raw, leaves, problems)
-    problems.raise_if_any()
     warnings = (b.unrolled,) if b.unrolled else ()
     return Model(
         document,
@@ -97,25 +97,50 @@ def build(document: Document) -> Model:
 
 
 def _scope(spec: Spec, raw: YMap, problems: Problems) -> Scope:
-    """Dims and args, each may use those before it; dims of dims too."""
+    """Dims and args, each may use those before it; args may use dims too."""
     scope = Scope({}, {}, problems=problems)
-    for section in ("dims", "args"):
-        table = raw.get(section)
-        for name, value in (table or {}).items() if isinstance(table, YMap) else []:
-            where = table.value_position[name]  # type: ignore[union-attr]
+    tables = {s: t for s in ("dims", "args") if isinstance(t := raw.get(s), YMap)}
+    later = [n for t in tables.values() for n in t]
+    for section, table in tables.items():
+        for name, value in table.items():
+            before = scope
             try:
                 if section == "dims":
                     scope = scope.with_dims({name: scope.count(value, f"dim {name}")})
                 else:
-                    scope = scope.with_args({**scope.args, name: scope.value(value)})
-            except Fault as e:
-                problems.add(e.code, e.message, where, allowed=e.allowed, suggestion=e.suggestion)
-                scope = scope.with_dims({name: 1}) if section == "dims" else scope.with_args({**scope.args, name: 1})
+                    scope = scope.with_args({**scope.args, name: _arg(name, value, later, table, scope)})
+            except (Fault, Told) as e:
+                if isinstance(e, Fault):
+                    _order(e, f"{section[:-1]} {name}", name, later)
+                    e.tell(problems, table.within(name, e.offset))
+                scope = (
+                    before.without_dim(name) if section == "dims" else before.with_args({**before.args, name: FAILED})
+                )
+            later.remove(name)
     return dataclasses.replace(scope, top=scope.args)
+
+
+def _arg(name: str, value: Any, later: list[str], table: YMap, scope: Scope) -> Any:
+    if isinstance(value, str) and value.strip() in later:
+        raise Fault("unknown-name", "", name=value.strip())
+    found = scope.value(value)
+    return Word.at(found, table.within(name)) if type(found) is str else found
+
+
+def _order(e: Fault, what: str, name: str, later: list[str]) -> None:
+    """An unknown name that is declared, but too late to be used here."""
+    if e.code == "unknown-name" and e.name in later:
+        e.code = "circular-name" if e.name == name else "later-name"
+        e.message = f"{what} refers to itself"
+        if e.name != name:
+            e.message = f"{what} uses {e.name}, which is declared further down: a dim or an arg may use those before it"
+        e.allowed, e.suggestion = (), None
 
 
 def _inputs(spec: Spec, raw: YMap, scope: Scope, b: Builder) -> dict[str, Value]:
     values: dict[str, Value] = {}
+    if not spec.inputs:
+        scope.problems.add("missing-key", "a model has at least one input", raw.value_position.get("inputs"))
     for name, i in spec.inputs.items():
         try:
             pairs: list[tuple[str, SizeLike]]
@@ -126,12 +151,14 @@ def _inputs(spec: Spec, raw: YMap, scope: Scope, b: Builder) -> dict[str, Value]
             else:
                 h, w = (scope.count(s, "size") for s in i.size or [])
                 image: list[tuple[str, SizeLike]] = [("height", h), ("width", w), ("channel", i.channels)]
-                frames = [("image", Size.symbol("image")), ("frame", scope.count(i.frames or 1, "frames"))]
-                pairs = [("batch", BATCH), *(frames if i.kind == "video" else []), *image]
-        except Fault as e:
-            table = raw["inputs"]
-            where = table.value_position.get(name) if isinstance(table, YMap) else None
-            scope.problems.add(e.code, e.message, where, allowed=e.allowed, suggestion=e.suggestion)
+                video: list[tuple[str, SizeLike]] = [("image", Size.symbol("image"))]
+                video.append(("frame", scope.count(1 if i.frames is None else i.frames, "frames")))
+                pairs = [("batch", BATCH), *(video if i.kind == "video" else []), *image]
+        except (Fault, Told) as e:
+            if isinstance(e, Fault):
+                table = raw["inputs"]
+                where = table.value_position.get(name) if isinstance(table, YMap) else None
+                e.tell(scope.problems, where, f"inputs.{name}: ")
             continue
         dtype = "int32" if i.kind == "tokens" else "float32"
         values[name] = input_leaf(b, name, TensorType.make(pairs, dtype))
@@ -151,86 +178,39 @@ def _chains(spec: Spec, raw: YMap, frame: Frame) -> dict[str, Value | None]:
     if isinstance(graph, YList):
         return {"logits": chain(graph, where, start, frame)}
     if not isinstance(graph, YMap) or not graph:
-        problems.add("wrong-type", "graph takes a list of nodes, or chains by name", where)
+        found = "an empty mapping" if isinstance(graph, YMap) else shown(graph)
+        problems.add("wrong-type", f"graph takes a list of nodes, or chains by name, found {found}", where)
         return {}
     values: dict[str, Value | None] = {}
     for name, nodes in graph.items():
         inner = Frame(frame.env, frame.values, None, frame.defs, frame.seen, frame.ambiguous, paths=frame.paths)
-        values[name] = frame.values[name] = chain(nodes, graph.value_position[name], start, inner)
-        if values[name] is not None:
-            frame.env.b.names[name] = values[name]  # type: ignore[assignment]
+        value = chain(nodes, graph.value_position[name], start, inner)
+        values[name] = frame.values[name] = value
+        if value is not None:
+            frame.env.b.names[name] = value
     return values
 
 
 def _outputs(spec: Spec, raw: YMap, values: dict[str, Value | None], frame: Frame) -> list[tuple[str, Value | None]]:
+    problems = frame.env.scope.problems
     if spec.outputs is None:
-        last = list(values.items())[-1:]
-        return last
-    found = []
-    for name, source in spec.outputs.items():
-        try:
-            found.append((name, frame.lookup(source)))
-        except Fault as e:
-            table = raw["outputs"]
-            where = table.value_position.get(name) if isinstance(table, YMap) else None
-            frame.env.scope.problems.add(e.code, e.message, where, allowed=e.allowed, suggestion=e.suggestion)
+        found = list(values.items())[-1:]
+    else:
+        table = raw["outputs"]
+        assert isinstance(table, YMap)
+        found = []
+        if not table:
+            problems.add("missing-key", "outputs names at least one value", table.position)
+        for name, source in spec.outputs.items():
+            try:
+                found.append((name, frame.lookup(source) if source not in values else values[source]))
+            except Fault as e:
+                e.tell(problems, table.value_position[name])
+    if not problems.items and any(
+        v is None for _, v in found
+    ):  # every None is told; this is for the case that one is not
+        problems.add("no-value", "the graph gives no value", raw.value_position["graph"])
     return found
-
-
-def _check_names(spec: Spec, raw: YMap, scope: Scope, problems: Problems) -> None:
-    """A dim, arg or block must not shadow a block kind, a form or an enum word: the same word would mean two things."""
-    from compiler.language.block import kinds
-    from compiler.language.forms import FORMS
-
-    for section in ("dims", "args", "blocks"):
-        table = raw.get(section)
-        if not isinstance(table, YMap):
-            continue
-        taken: dict[str, str] = dict.fromkeys(ACTIVATIONS, "an activation") | {"input": "a block's input"}
-        if section != "dims":  # a dim stands where a size stands, never where a node does
-            taken |= dict.fromkeys(kinds(), "a block kind") | dict.fromkeys(FORMS, "a form")
-        if section != "blocks":
-            taken |= {"layer": "the layer's number"}
-        if section == "args":
-            taken |= dict.fromkeys(spec.blocks, "a block of this spec")
-        for name in table:
-            if name in taken:
-                problems.add(
-                    "shadowed-name",
-                    f"{section[:-1]} {name} has the name of {taken[name]}: choose another",
-                    table.key_position[name],
-                )
-            elif not name.isidentifier():
-                problems.add("bad-name", f"'{name}' is no name: letters, digits and _ only", table.key_position[name])
-
-
-def _check_paths(spec: Spec, raw: YMap, leaves: Mapping[str, Any], problems: Problems) -> None:
-    """`sources` and `assumed` must speak of something that exists: top keys, dims, args, blocks."""
-    for section in ("sources", "assumed"):
-        table = raw.get(section)
-        for path in table if isinstance(table, YMap) else []:
-            head, _, rest = path.partition(".")
-            inner: Any = raw.get(head)
-            known = head in raw or head in (
-                "dims",
-                "args",
-                "graph",
-                "blocks",
-                "inputs",
-                "dtypes",
-                "weights",
-                "outputs",
-            )
-            if known and rest and isinstance(inner, YMap):
-                known = rest.split(".")[0] in inner
-            if not known:
-                where: Position = table.key_position[path]  # type: ignore[union-attr]
-                problems.add(
-                    "unknown-path",
-                    f"{section}: nothing is called {path}",
-                    where,
-                    allowed=[k for k in raw if k not in ("name", "paper")],
-                )
 
 
 __all__ = ["Model", "build", "load", "loads"]

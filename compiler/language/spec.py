@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from compiler.language.scope import shown
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -16,8 +18,8 @@ class Dtypes(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     params: Dtype = "bfloat16"
     compute: Dtype = "bfloat16"
-    master: Dtype = Field("float32", description="the optimiser's copy of the parameters")
-    residual: Dtype | None = Field(None, description="the residual stream; default: as compute")
+    master: Dtype = Field(default="float32", description="the optimiser's copy of the parameters")
+    residual: Dtype | None = Field(default=None, description="the residual stream; default: as compute")
 
 
 class InputSpec(BaseModel):
@@ -25,18 +27,27 @@ class InputSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["tokens", "features", "image", "video"]
-    axes: list[str] | None = Field(None, description="features: axis names; a dim gives a fixed size, others vary")
-    size: list[Any] | None = Field(None, description="image, video: height and width")
-    channels: int = 3
+    axes: list[str] | None = Field(
+        default=None, description="features: axis names; a dim gives a fixed size, others vary"
+    )
+    size: list[Any] | None = Field(default=None, description="image, video: height and width")
+    channels: int = Field(default=3, ge=1, strict=True)
     frames: Any = None
     optional: bool = False
 
     @model_validator(mode="after")
     def _whole(self) -> InputSpec:
+        def needs(key: str, text: str) -> Never:
+            raise PydanticCustomError("missing-key", "{text}", {"text": text, "allowed": [key]})
+
         if self.kind == "features" and not self.axes:
-            raise PydanticCustomError("missing-key", "features need axes, as [frames, width]")
+            needs("axes", "features need axes, such as [frames, width]")
         if self.kind in ("image", "video") and (self.size is None or len(self.size) != 2):
-            raise PydanticCustomError("missing-key", "an image needs size: [height, width]")
+            needs("size", f"{'an image' if self.kind == 'image' else 'a video'} needs size: [height, width]")
+        for axis in self.axes or []:
+            if not axis.isidentifier() or axis == "batch" or (self.axes or []).count(axis) > 1:
+                text = f"axes are distinct names, without the batch; found '{axis}'"
+                raise PydanticCustomError("bad-name", "{text}", {"text": text, "key": "axes"})
         return self
 
 
@@ -53,15 +64,23 @@ class BlockSpec(BaseModel):
 
     @model_validator(mode="after")
     def _one(self) -> BlockSpec:
-        if (self.body is None) == (self.program is None):
-            raise PydanticCustomError("missing-key", "a block has either a body or a program")
-        if self.params is not None and self.program is None:
-            raise PydanticCustomError("misplaced-key", "params belong to a program; a body's nodes own theirs")
-        for name, value, kind in (("args", self.args, dict), ("dims", self.dims, dict), ("params", self.params, dict),
-                                  ("body", self.body, list), ("program", self.program, dict)):  # fmt: skip
-            if value is not None and not isinstance(value, kind):
-                what = "a list of nodes" if kind is list else "a mapping"
-                raise PydanticCustomError("wrong-type", "{name} must be {what}", {"name": name, "what": what})
+        given = self.model_fields_set
+        if "body" in given and "program" in given:
+            raise PydanticCustomError("conflicting-keys", "a block has a body or a program, not both", {
+                "key": "program", "at_key": True})  # fmt: skip
+        if not given & {"body", "program"}:
+            raise PydanticCustomError("missing-key", "a block needs a body (a list of nodes) or a program", {
+                "allowed": ["body", "program"]})  # fmt: skip
+        if "params" in given and "program" not in given:
+            raise PydanticCustomError("misplaced-key", "params belong to a program; a body's nodes own theirs", {
+                "key": "params", "at_key": True})  # fmt: skip
+        for name in ("args", "dims", "params", "body", "program"):
+            value = getattr(self, name)
+            kind, what = (list, "a list of nodes") if name == "body" else (dict, "a mapping")
+            if (name in given and not isinstance(value, kind)) or (name in ("body", "program") and value in ([], {})):
+                found = "an empty one" if isinstance(value, kind) else shown(value)
+                raise PydanticCustomError("wrong-type", "expected {what}, found {found}", {
+                    "what": what, "found": found, "key": name})  # fmt: skip
         return self
 
 
@@ -69,7 +88,7 @@ class WeightsSpec(BaseModel):
     """How a published checkpoint stores this model's tensors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    layout: str = Field("in out", description="of linear maps: 'out in' for torch Linear")
+    layout: str = Field(default="in out", description="of linear maps: 'out in' for torch Linear")
     tensors: dict[str, Any] = Field(default_factory=dict, description="our.path: their.name [= layout]")
     ignore: list[str] = Field(default_factory=list, description="their tensors that are not ours, `*` allowed")
     padded: list[str] = Field(default_factory=list, description="axes that a checkpoint may hold fewer rows of")
@@ -96,29 +115,48 @@ class Spec(BaseModel):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a spec file, with the options of every block kind under ``$defs``."""
+    """The JSON Schema of a spec file, with the options of every block kind under ``$defs``. It cannot know the
+    blocks of the spec itself, so a node of an unknown kind passes it."""
     from compiler.language.block import kinds
+    from compiler.language.fields import Dim
     from compiler.language.forms import FORMS
+    from compiler.language.nodes import DTYPES
 
     schema = Spec.model_json_schema()
     defs = schema.setdefault("$defs", {})
-    options = {}
+    node, nodes = {"$ref": "#/$defs/Node"}, {"type": "array", "items": {"$ref": "#/$defs/Node"}, "minItems": 1}
+    options: dict[str, Any] = {}
     for name, cls in sorted(kinds().items()):
         own = cls.model_json_schema(ref_template="#/$defs/" + name + ".{model}")
         defs.update({f"{name}.{k}": v for k, v in own.pop("$defs", {}).items() if k != "Node"})
+        by_dim = [n for n, f in cls.model_fields.items() if any(isinstance(m, Dim) for m in f.metadata)]
+        own["required"] = [n for n in own.pop("required", []) if n not in by_dim and n != cls.shorthand]
+        bare: dict[str, Any] = {"type": "null"} if cls.shorthand is None else {"type": ["null", "number", "string"]}
         defs[f"block.{name}"] = own
-        options[name] = {
-            "anyOf": [{"$ref": f"#/$defs/block.{name}"}, {"type": ["null", "number", "string", "boolean"]}]
-        }
-    beside = {"name": {"type": "string"}, "from": {}, "frozen": {"type": "boolean"}, "share": {"type": "string"},
-              "dtype": {"type": "string"}, "init": {"type": "string"}}  # fmt: skip
-    forms = {n: {} for n in FORMS}
-    defs["Node"] = {
-        "anyOf": [
-            {"type": "string"},
-            {"type": "array", "items": {"$ref": "#/$defs/Node"}},
-            {"type": "object", "properties": {**options, **forms, **beside}},
-        ]
+        options[name] = {"anyOf": [{"$ref": f"#/$defs/block.{name}"}, bare]}
+    form_options = {
+        "identity": {"type": "null"},
+        "repeat": _closed({"times": {"type": ["integer", "string"]}, "cycle": nodes}),
+        "concat": _closed({"axis": {"type": "string"}, "of": nodes}),
     }
+    named = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
+    source = {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}
+    beside = {"name": named, "from": source, "frozen": {"type": "boolean"}, "share": {"type": "string"},
+              "dtype": {"enum": list(DTYPES)}, "init": {"type": "string"}}  # fmt: skip
+    properties = {**options, **{n: form_options.get(n, nodes) for n in FORMS}, **beside}
+    defs["Node"] = {
+        "anyOf": [{"type": "string"}, nodes, {"type": "object", "properties": properties, "minProperties": 1}]
+    }
+    chains = {"type": "object", "additionalProperties": {"anyOf": [node, nodes]}, "minProperties": 1}
+    schema["properties"]["graph"] = {"anyOf": [nodes, chains]}
+    mapping = {"type": "object"}
+    defs["BlockSpec"]["properties"] |= {"args": mapping, "dims": mapping, "params": mapping, "program": mapping,
+                                        "body": nodes}  # fmt: skip
+    defs["BlockSpec"]["oneOf"] = [{"required": ["body"]}, {"required": ["program"]}]
+    schema["required"], schema["anyOf"] = ["name"], [{"required": ["graph"]}, {"required": ["extends"]}]
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return schema
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from compiler.errors import Problem, SpecError
 from compiler.graph.ir import Graph
 from compiler.graph.types import TensorType
 from compiler.language.model import Model
 from compiler.lower.graph import run
 from compiler.lower.registry import Context
-from compiler.passes.phase import PhaseGraph, phase_graph
-from compiler.passes.select import Choice, select
+from compiler.passes.differentiate import Keep, recompute
+from compiler.passes.phase import PhaseGraph
+from compiler.passes.pipeline import PrintAfter, phase_pipeline, training_pipeline
+from compiler.passes.select import Choice
 
 Tree = dict[str, Any]
 
@@ -62,25 +63,6 @@ class Program:
         return {label: jnp.zeros(s.shape, s.dtype) for label, s in self.arguments()[1].items()}
 
 
-def sizes_of(phase: PhaseGraph, given: Mapping[str, int]) -> dict[str, int]:
-    """Numbers for every symbol that the graph uses. Raises SpecError naming those that are missing."""
-    needed: set[str] = set()
-    for types in (phase.inputs(), {k: t for k, (_, t) in phase.states().items()}):
-        for t in types.values():
-            for s in t.sizes:
-                needed |= s.symbols
-    missing = sorted(needed - set(given))
-    if missing:
-        names = ", ".join(missing)
-        raise SpecError(
-            Problem(
-                "missing-size",
-                f"the model has an axis of variable size: give {names} (--size {missing[0]}=16)",
-            )
-        )
-    return dict(given)
-
-
 def program(
     model: Model,
     phase: str,
@@ -89,11 +71,31 @@ def program(
     logits: str | None = None,
     fresh: bool = False,
     choice: Choice = Choice(),
+    print_after: PrintAfter | None = None,
 ) -> Program:
     """The program of a phase. ``sizes``: batch, seq (positions of one call), capacity (longest sequence that the
-    cache holds), and the model's other variable axes. Raises PhaseError, SpecError."""
-    made = phase_graph(model, phase, logits, fresh, choice.heads_first)
-    numbers = sizes_of(made, sizes)
-    graph = select(made.graph, numbers, choice)
+    cache holds), and the model's other variable axes. ``print_after`` gets the graph after each pass. Raises
+    PhaseError, SpecError."""
+    pipeline = phase_pipeline(model, phase, sizes, logits=logits, fresh=fresh, choice=choice)
+    return _program(phase, pipeline.run(model.graph, print_after), sizes)
+
+
+def training(
+    model: Model,
+    sizes: Mapping[str, int],
+    *,
+    wrt: Iterable[str] | None = None,
+    keep: Keep = recompute,
+    choice: Choice = Choice(),
+    print_after: PrintAfter | None = None,
+) -> Program:
+    """Loss and gradients: outputs ``loss`` (mean next-token cross-entropy) and ``gradient:<label>`` of each
+    trainable parameter in ``wrt`` (default: all). Inputs: the tokens, and ``seq_lengths`` [batch]."""
+    pipeline = training_pipeline(model, sizes, wrt=wrt, keep=keep, choice=choice)
+    return _program("train", pipeline.run(model.graph, print_after), sizes)
+
+
+def _program(phase: str, graph: Graph, sizes: Mapping[str, int]) -> Program:
+    made = PhaseGraph(phase, graph)
     states = {label: t for label, (_, t) in made.states().items()}
-    return Program(phase, graph, numbers, made.parameters(), states, made.inputs())
+    return Program(phase, graph, dict(sizes), made.parameters(), states, made.inputs())

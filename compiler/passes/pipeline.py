@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from compiler.errors import Problem, SpecError, nearest
+from compiler.errors import PhaseError, Problem, SpecError, nearest
 from compiler.graph.ir import Graph
 from compiler.language.model import Model
+from compiler.ops.leaves import Input, State
 from compiler.passes import differentiate as differentiation
 from compiler.passes import loss as losses
 from compiler.passes import phase as phases
@@ -79,6 +80,7 @@ class Select:
     choice: selection.Choice = selection.Choice()
 
     def __call__(self, graph: Graph) -> Graph:
+        check_sizes(graph, self.sizes)
         return selection.select(graph, self.sizes, self.choice)
 
 
@@ -111,6 +113,47 @@ class Pipeline:
             if print_after is not None:
                 print_after(step.name, graph)
         return graph
+
+
+def phase_pipeline(
+    model: Model,
+    phase: str,
+    sizes: Mapping[str, int],
+    *,
+    logits: str | None = None,
+    fresh: bool = False,
+    choice: selection.Choice = selection.Choice(),
+) -> Pipeline:
+    """The passes of one phase: what is priced and lowered. Run it on ``model.graph``."""
+    return Pipeline((Elaborate(), Phase(model, phase, logits, fresh, choice.heads_first), Select(sizes, choice)))
+
+
+def training_pipeline(
+    model: Model,
+    sizes: Mapping[str, int],
+    *,
+    wrt: Iterable[str] | None = None,
+    keep: differentiation.Keep = differentiation.recompute,
+    choice: selection.Choice = selection.Choice(),
+) -> Pipeline:
+    """The passes to loss and gradients."""
+    tokens = model.streaming_input
+    if tokens is None:
+        raise PhaseError(Problem("no-stream", f"{model.name} has no token input, so no next-token loss"))
+    names = tuple(wrt) if wrt is not None else None
+    return Pipeline((
+        Elaborate(), Phase(model, "forward"), Loss(tokens), Select(sizes, choice), Differentiate(wrt=names, keep=keep),
+    ))  # fmt: skip
+
+
+def check_sizes(graph: Graph, sizes: Mapping[str, int]) -> None:
+    """Raises SpecError naming the sizes that the graph's inputs and states need and that are not given."""
+    leaves = [*graph.leaves(Input), *graph.leaves(State)]
+    needed = {symbol for n in leaves for size in n.result.type.sizes for symbol in size.symbols}
+    missing = sorted(needed - set(sizes))
+    if missing:
+        message = f"the model has an axis of variable size: give {', '.join(missing)} (--size {missing[0]}=16)"
+        raise SpecError(Problem("missing-size", message, None, tuple(sorted(needed))))
 
 
 def known_pass(name: str) -> str:

@@ -18,7 +18,7 @@ ADDED_BY: dict[str, frozenset[str]] = {
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
         "recur", "short_conv", "route", "dispatch", "expert_dot", "collect",
     }),
-    "phase": frozenset({"state", "append", "keep_last", "keep_tail", "last_valid", "attend_cached"}),
+    "phase": frozenset({"state", "append", "keep_last", "keep_tail", "last_valid", "after", "attend_cached"}),
     "loss": frozenset({"pick"}),
     "differentiate": frozenset({
         "attend_gradient", "scatter_add", "place", "one_hot", "pick_experts", "expert_outer", "collect_gradient",

@@ -195,7 +195,7 @@ class _Reader:
             if event.version or event.tags:
                 self.report("yaml-directive", "a % directive is not allowed", where, "leave it out")
         elif isinstance(event, yaml.NodeEvent):
-            for kind, written in (("anchor", event.anchor), ("tag", event.tag)):
+            for kind, written in (("anchor", event.anchor), ("tag", getattr(event, "tag", None))):
                 if written is not None:
                     self.report(f"yaml-{kind}", f"{kind}s are not allowed: {written}", where, "use a block")
             if isinstance(event, yaml.ScalarEvent):

@@ -136,6 +136,8 @@ def parse(text: str) -> Layout:
 
 def standard(part: Part, linear: str) -> Layout:
     """The layout of a mapping line without one: the file's for linear maps, our order for plain tensors."""
+    if part.inputs == 0:  # a bias
+        return parse("out")
     return parse(linear if part.inputs is not None else " ".join(a for a, _ in part.axes))
 
 

@@ -1,0 +1,83 @@
+"""The Hugging Face fixtures as models: each case's spec, with the sizes of its config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.language.model import Model, load
+
+HERE = Path(__file__).parent
+FIXTURES = HERE / "fixtures" / "hf"
+SPECS = {
+    "gemma": "gemma-2b", "gemma2": "gemma2-9b", "recurrent_gemma": "recurrentgemma-2b", "mixtral": "mixtral-8x7b",
+    "llama_tied": "smollm2-135m", "llama": "llama", "llama_sharded": "llama", "mistral": "mistral", "qwen2": "qwen2",
+    "qwen3": "qwen3", "gpt_neox": "gpt_neox",
+}  # fmt: skip
+CASES = tuple(c for c in SPECS if c != "llama_sharded")
+
+
+@dataclass(frozen=True)
+class Case:
+    """tokens [rows, length] and each row's solo logits [rows, length, vocab]; 0 past a row's length."""
+
+    model: Model
+    params: dict[str, np.ndarray]
+    tokens: np.ndarray
+    lengths: np.ndarray
+    logits: np.ndarray
+    greedy: np.ndarray
+
+    @property
+    def valid(self) -> np.ndarray:
+        return np.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+    def error(self, logits: Any) -> float:
+        """Largest absolute difference over valid positions."""
+        return float(np.abs(np.where(self.valid[..., None], np.asarray(logits) - self.logits, 0)).max())
+
+
+def overrides(case: str) -> dict[str, Any]:
+    """Sizes from config.json under the spec's names."""
+    c = json.loads((FIXTURES / case / "config.json").read_text())
+    found = {
+        "dtype": "float32", "vocab": c["vocab_size"], "embed": c["hidden_size"], "heads": c["num_attention_heads"],
+        "kv_heads": c.get("num_key_value_heads", c["num_attention_heads"]), "mlp": c["intermediate_size"],
+        "layers": c["num_hidden_layers"],
+        "head_dim": c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
+    }  # fmt: skip
+    theta = c["rope_parameters"]["rope_theta"] if "rope_parameters" in c else None
+    more: dict[str, dict[str, Any]] = {
+        "gemma2": {"window": c.get("sliding_window"), "attention_cap": c.get("attn_logit_softcapping"),
+                   "logit_cap": c.get("final_logit_softcapping"), "query_scale": c.get("query_pre_attn_scalar", 1) ** -0.5},
+        "recurrent_gemma": {"rnn": c.get("lru_width"), "mlp": c["intermediate_size"] // 2,
+                            "window": c.get("attention_window_size"), "logit_cap": c.get("logits_soft_cap")},
+        "mixtral": {"experts": c.get("num_local_experts"), "active": c.get("num_experts_per_tok"), "theta": theta},
+        "mistral": {"window": c.get("sliding_window"), "theta": theta},
+        **dict.fromkeys(("llama", "llama_sharded", "llama_tied", "qwen2", "qwen3", "gpt_neox"), {"theta": theta}),
+    }  # fmt: skip
+    found.update(more.get(case, {}))
+    if case == "recurrent_gemma":
+        del found["head_dim"]
+    return found
+
+
+def model(case: str) -> Model:
+    local = HERE / "specs" / f"{SPECS[case]}.yaml"
+    return load(local if local.exists() else SPECS[case], overrides(case))
+
+
+@cache
+def case(name: str) -> Case:
+    from runtime.weights.load import load as read
+
+    folder = FIXTURES / ("llama" if name == "llama_sharded" else name)
+    made = model(name)
+    with np.load(folder / "reference.npz") as r:
+        arrays = {k: r[k] for k in ("tokens", "lengths", "logits", "greedy")}
+    return Case(made, dict(read(made, FIXTURES / name).arrays), **arrays)

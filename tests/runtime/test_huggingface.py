@@ -1,0 +1,98 @@
+"""The same numbers as Hugging Face transformers, float32, on tiny random checkpoints: forward, chunked prefill,
+token-by-token decode, verify and commit, with rows of unequal length and windows that wrap several times."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from compiler.lower.program import program
+from compiler.passes.select import Choice
+from runtime.generate import generate
+from tests.huggingface import CASES, case
+
+TOLERANCE = 1e-4
+CAPACITY = 48
+
+
+@pytest.mark.parametrize("name", [*CASES, "llama_sharded"])
+def test_forward(name: str) -> None:
+    c = case(name)
+    rows, length = c.tokens.shape
+    fn = program(c.model, "forward", {"batch": rows, "seq": length}).jitted()
+    logits = fn(c.params, {}, {"tokens": c.tokens})[0]["logits"]
+    assert c.error(logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_chunked_prefill(name: str, heads_first: bool) -> None:
+    if not heads_first and name not in ("gemma2", "recurrent_gemma"):
+        pytest.skip("the order of a cache is shown on two families")
+    c = case(name)
+    rows, length = c.tokens.shape
+    chunk = 11  # longer than the window of 8: of more new entries than slots only the last stay
+    made = program(c.model, "prefill", {"batch": rows, "seq": chunk, "capacity": CAPACITY}, logits="all",
+                   choice=Choice(heads_first=heads_first))  # fmt: skip
+    fn, state, got = made.jitted(), made.empty_state(), []
+    for start in range(0, length, chunk):
+        tokens = np.zeros((rows, chunk), np.int32)
+        part = c.tokens[:, start : start + chunk]
+        tokens[:, : part.shape[1]] = part
+        valid = np.clip(c.lengths - start, 0, chunk).astype(np.int32)
+        out, state = fn(c.params, state, {"tokens": tokens, "valid": valid})
+        got.append(np.asarray(out["logits"])[:, : part.shape[1]])
+    assert c.error(np.concatenate(got, 1)) < TOLERANCE
+    np.testing.assert_array_equal(state["length"], c.lengths)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decode_token_by_token(name: str) -> None:
+    c = case(name)
+    rows, length = c.tokens.shape
+    made = program(c.model, "decode", {"batch": rows, "seq": 1, "capacity": CAPACITY})
+    fn, state, got = made.jitted(), made.empty_state(), []
+    for t in range(length):
+        valid = (t < c.lengths).astype(np.int32)
+        out, state = fn(c.params, state, {"tokens": c.tokens[:, t : t + 1], "valid": valid})
+        got.append(np.asarray(out["logits"]))
+    assert c.error(np.concatenate(got, 1)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "mixtral"])
+def test_verify_and_commit_a_random_part(name: str) -> None:
+    """Verify leaves the state as it was; commit writes the accepted tokens only."""
+    c = case(name)
+    rows, length = c.tokens.shape
+    sizes = {"batch": rows, "seq": 5, "capacity": CAPACITY}
+    verify, commit = (program(c.model, phase, sizes) for phase in ("verify", "commit"))
+    check, write = jax.jit(verify.function()), commit.jitted()
+    state, done, random = verify.empty_state(), np.zeros(rows, int), np.random.default_rng(0)
+    worst = 0.0
+    while (done < c.lengths).any():
+        index = np.minimum(done[:, None] + np.arange(5), length - 1)
+        tokens = np.take_along_axis(c.tokens, index, 1)
+        out, _ = check(c.params, state, {"tokens": tokens, "valid": np.full(rows, 5, np.int32)})
+        accepted = np.minimum(random.integers(0, 6, rows), c.lengths - done)
+        expected = np.take_along_axis(c.logits, index[..., None], 1)
+        seen = (np.arange(5) < accepted[:, None])[..., None]
+        worst = max(worst, float(np.abs(np.where(seen, np.asarray(out["logits"]) - expected, 0)).max()))
+        pending = {k: v for k, v in out.items() if k.startswith("pending:")}
+        _, state = write({}, state, {**pending, "valid": accepted.astype(np.int32)})
+        done += accepted
+    assert worst < TOLERANCE
+    np.testing.assert_array_equal(state["length"], c.lengths)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "gpt_neox"])
+def test_greedy_text_with_unequal_prompts(name: str) -> None:
+    """Rows of 40, 23 and 7 tokens generate together; the short one as transformers continues it alone."""
+    c = case(name)
+    prompts = [list(map(int, row[:n])) for row, n in zip(c.tokens, c.lengths, strict=True)]
+    tokens: list[list[int]] = [[] for _ in prompts]
+    for t in generate(c.model, c.params, prompts, max_tokens=len(c.greedy), chunk=16):
+        tokens[t.row].append(t.id)
+    assert tokens[2] == c.greedy.tolist()
+    alone = [t.id for t in generate(c.model, c.params, prompts[1:2], max_tokens=len(c.greedy))]
+    assert tokens[1] == alone
