@@ -38,7 +38,8 @@ class Problem:
         if self.suggestion:  # a name has no space, a mend is a phrase
             text += f"\n    {'try' if ' ' in self.suggestion else 'did you mean'}: {self.suggestion}"
         if self.allowed:
-            shown = ", ".join(self.allowed[:24]) + (f", … ({len(self.allowed)} in all)" if len(self.allowed) > 24 else "")
+            more = f", … ({len(self.allowed)} in all)" if len(self.allowed) > 24 else ""
+            shown = ", ".join(self.allowed[:24]) + more
             text += f"\n    allowed: {shown}"
         return text
 
@@ -47,8 +48,8 @@ class Problem:
             "code": self.code,
             "message": self.message,
             "file": self.position.file if self.position else None,
-            "line": self.position.line if self.position else None,
-            "column": self.position.column if self.position else None,
+            "line": (self.position.line or None) if self.position else None,
+            "column": (self.position.column or None) if self.position else None,
             "allowed": list(self.allowed),
             "suggestion": self.suggestion,
         }

@@ -167,5 +167,6 @@ def read_reference(path: Path) -> dict[str, np.ndarray]:
 def save(values: Mapping[str, tuple[Node, Value, np.ndarray]], path: Path) -> None:
     """Writes the values as a reference file (.npz), a temporary name first."""
     temporary = path.with_name(path.name + ".tmp.npz")
-    np.savez_compressed(temporary, **{name: array for name, (_, _, array) in values.items()})
+    arrays: dict[str, Any] = {name: array for name, (_, _, array) in values.items()}
+    np.savez_compressed(temporary, **arrays)
     temporary.replace(path)

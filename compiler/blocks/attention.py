@@ -101,7 +101,8 @@ class Attention(Block):
             raise Fault("indivisible", text, allowed, key="kv_heads")
         if not {"batch", self.over} <= set(x.axes[:-1]):
             text = f"attention runs along {self.over} of [batch {self.over} width], found [{' '.join(x.axes)}]"
-            raise Fault("missing-axis", text, x.axes, nearest(self.over, x.axes), key="over")
+            hint = None if self.over in x.axes else nearest(self.over, x.axes)
+            raise Fault("missing-axis", text, x.axes, hint, key="over")
         source = x if context is None else context
         keys = self.over if context is None else _key_axis(source)
         q = env.linear(x, "query", [("heads", self.heads), ("head_dim", self.head_dim)], bias=self.bias.query)

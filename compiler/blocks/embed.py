@@ -15,6 +15,7 @@ class Embed(Block):
     """Rows of a table by token: [batch seq] -> [batch seq embed], times ``scale``."""
 
     kind: ClassVar[str] = "embed"
+    takes_ids: ClassVar[bool] = True
     shorthand: ClassVar[str | None] = "scale"
     vocab: Annotated[Count, Dim("vocab")]
     embed: Annotated[Count, Dim("embed")]

@@ -21,7 +21,7 @@ def one_activation(made: Any, gate: str | None, act: str | None) -> Any:
         raise PydanticCustomError("missing-key", "needs act: (plain) or gate: (gated)", {"allowed": ["act", "gate"]})
     if gate is not None and act is not None:
         text = "takes act: (plain) or gate: (gated), not both"
-        raise PydanticCustomError("conflicting-keys", text, {"allowed": ["act", "gate"], "key": "act"})  # type: ignore[arg-type]
+        raise PydanticCustomError("conflicting-keys", text, {"allowed": ["act", "gate"], "key": "act"})
     return made
 
 

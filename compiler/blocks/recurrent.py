@@ -59,8 +59,8 @@ class RGLRU(Block):
         enter, recur = gate("input_gate"), gate("recurrence_gate")
         decay = b.cast(env.weight("decay", [(axis, size)], init="rg_lru"), "float32")
         log_a = b.mul(b.mul(recur, b.softplus(decay)), -self.c)
-        # 1 - a^2 is rounded up a little so that its root has a slope where a = 1
-        factor = b.sqrt(b.max(b.sub(1.0, b.exp(b.mul(log_a, 2.0))), 1e-12))
+        # the slope of the root is bounded, as where a = 1 it has none (RecurrentGemma, arXiv:2404.07839, section 2)
+        factor = b.bounded_sqrt(b.sub(1.0, b.exp(b.mul(log_a, 2.0))))
         first = b.equal(b.positions(x), b.constant(0, "int32"))
         factor = b.select(first, b.add(b.mul(factor, 0.0), 1.0), factor)
         value = b.mul(b.mul(enter, b.cast(x, "float32")), factor)

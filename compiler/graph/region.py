@@ -65,7 +65,10 @@ class Region(Builder):
         op = Repeat(
             Graph(tuple(self.nodes), tuple(named), dict(self.names)),
             self.trips,
-            *(len(g) for g in groups),
+            carried=len(groups[0]),
+            captured=len(groups[1]),
+            stacked=len(groups[2]),
+            states=len(groups[3]),
             arguments=tuple(a.id for g in groups for _, a in g),
             axis=self.axis,
             reverse=self.reverse,

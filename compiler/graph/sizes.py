@@ -7,7 +7,7 @@ plain numbers or on NumPy arrays alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -45,7 +45,7 @@ def _block_pairs(queries: Any, keys: Any, query_block: Any, key_block: Any, wind
     return int(result) if np.ndim(result) == 0 else result
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floordiv": lambda a, b: a // b,
     "min": np.minimum,
     "max": np.maximum,

@@ -16,6 +16,7 @@ class Block(Args):
 
     kind: ClassVar[str] = ""
     ports: ClassVar[tuple[str, ...]] = ()
+    takes_ids: ClassVar[bool] = False  # integers, such as tokens
     source: ClassVar[bool] = False  # starts a new value: takes no input
 
     def build(self, env: Env, x: Value, **ports: Value) -> Value:

@@ -49,6 +49,8 @@ def _check_mapped(name: str, values: Sequence[Any], options: Mapping[str, Any]) 
         raise Fault("wrong-call", f"{name} has no option {next(iter(options))}")
     if len(values) != arity:
         raise Fault("wrong-call", f"{name} takes {arity} value{'s' * (arity > 1)}, found {len(values)}")
+    if not any(isinstance(v, Value) for v in values):
+        raise Fault("wrong-type", f"{name} takes a tensor, found {', '.join(map(_found, values))}")
     for value in values:
         if not isinstance(value, Value) and not _number(value):
             raise Fault("wrong-type", f"{name} takes tensors and numbers, found {_found(value)}")

@@ -94,16 +94,17 @@ def _tensor_names(raw: YMap, problems: Problems) -> None:
             problems.add("bad-name", f"{shown(format)} is no name of a format: letters, digits and _ only", where)
         tensors = _table(section, "tensors")
         for key in tensors:
-            for text, where in [(key, tensors.key_position[key]), *_texts(tensors, key)]:
+            names: list[tuple[str, Position]] = [(key, tensors.key_position[key]), *_texts(tensors, key)]
+            for text, where in names:
                 if _unsafe(text):
-                    message = f"a tensor cannot be called {shown(text)}: no '..', no '/' in front, no '\\', no control character"
-                    problems.add("unsafe-name", message, where)
+                    rule = "no '..', no '\\', no '/' or '~' in front, no control character"
+                    problems.add("unsafe-name", f"a tensor cannot be called {shown(text)}: {rule}", where)
         for key in ("ignore", "padded"):
             listed = section.get(key) if isinstance(section, YMap) else None
             if isinstance(listed, YList):
-                for text, where in zip(listed, listed.item_position, strict=True):
-                    if isinstance(text, str) and _unsafe(text):
-                        problems.add("unsafe-name", f"{key}: no tensor can be called {shown(text)}", where)
+                for item, where in zip(listed, listed.item_position, strict=True):
+                    if isinstance(item, str) and _unsafe(item):
+                        problems.add("unsafe-name", f"{key}: no tensor can be called {shown(item)}", where)
 
 
 def _texts(tensors: YMap, key: str) -> Iterator[tuple[str, Position]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from compiler.errors import Position, SpecError, nearest
@@ -50,11 +50,11 @@ class Enough(Exception):
 
 def node(raw: Any, position: Position | None, x: Value | None, frame: Frame) -> Value | None:
     """One node. Its value, or None with the problem told."""
-    problems, weights = frame.env.scope.problems, frame.env.weights
-    weights.nodes += 1
-    if weights.nodes > MAX_NODES:
-        problems.add("too-large", f"the spec writes out more than {MAX_NODES:,} nodes: layers that are alike belong in a "
-                     "repeat", position)  # fmt: skip
+    problems, progress = frame.env.scope.problems, frame.env.progress
+    progress.nodes += 1
+    if progress.nodes > MAX_NODES:
+        text = f"the spec writes out more than {MAX_NODES:,} nodes: layers that are alike belong in a repeat"
+        problems.add("too-large", text, position)
         raise Enough
     spec = read_node(raw, position, problems)
     if spec is None:
@@ -143,8 +143,8 @@ def _check_ports(spec: NodeSpec, ports: dict[str, Value | None], allowed: tuple[
     for port in ports:
         if port not in allowed and isinstance(spec.source, YMap):
             hint = nearest(port, allowed) or (f"from: {spec.source[port]}" if allowed == ("input",) else None)
-            frame.env.scope.problems.add("unknown-port", f"{spec.kind} has no input {port}", spec.source.key_position[port],
-                                         allowed=allowed, suggestion=hint)  # fmt: skip
+            fault = Fault("unknown-port", f"{spec.kind} has no input {port}", allowed, hint)
+            fault.tell(frame.env.scope.problems, spec.source.key_position[port])
 
 
 def _elaborate(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
@@ -167,6 +167,10 @@ def _elaborate(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], 
             raise Fault("unexpected-options", f"{spec.kind} takes no options, found {shown(spec.args)}", key=spec.kind)
         if x is None:
             return None
+        if x.type.dtype.startswith("int"):
+            raise Fault(
+                "dtype-mismatch", f"{spec.kind} takes floats, found {x.type.dtype}", (), "embed the tokens first"
+            )
         with _placed(frame, spec):
             return frame.env.b.__getattr__(spec.kind)(x)
     return _unknown(spec, x, ports, frame)
@@ -187,7 +191,7 @@ def _unknown(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], fr
     problems.add("unknown-block", message, spec.position, allowed=known, suggestion=meant)
     if meant is None:
         return None
-    before, count = len(problems.items), frame.env.weights.nodes
+    before, count = len(problems.items), frame.env.progress.nodes
     try:
         value = _elaborate(dataclasses.replace(spec, kind=meant, raw=None), x, ports, frame)
     except (Fault, SpecError, TypeProblem, Told):
@@ -195,7 +199,7 @@ def _unknown(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], fr
     if len(problems.items) > before:  # something else was meant: nothing certain can be said of it
         del problems.items[before:]
         value = None
-    frame.env.weights.nodes = count
+    frame.env.progress.nodes = count
     return value
 
 
@@ -214,6 +218,11 @@ def _kind(
     if made is None or (x is None and not cls.source) or any(ports.get(p, x) is None for p in cls.ports):
         return None
     assert isinstance(made, Block)
+    if x is not None and x.type.dtype.startswith("int") and not cls.takes_ids:
+        found = f"{x.type.dtype} [{' '.join(x.axes)}]"
+        raise Fault("dtype-mismatch", f"{spec.kind} takes floats, found {found}", (), "embed the tokens first")
+    if x is not None and not x.axes:
+        raise Fault("missing-axis", f"{spec.kind} takes a tensor with axes, found a single number")
     with _placed(frame, spec, name):
         frame.paths[spec.name or spec.kind] = frame.env.share or frame.env.b.path
         return made.build(frame.env, x, **{p: v for p, v in ports.items() if p in cls.ports})  # type: ignore[arg-type]
@@ -238,8 +247,13 @@ def user_block(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], 
     definition = frame.defs[spec.kind]
     problems = frame.env.scope.problems
     if spec.kind in frame.stack or len(frame.stack) >= DEPTH:
+        blocks = frozenset(frame.stack[frame.stack.index(spec.kind) :] if spec.kind in frame.stack else frame.stack)
+        if any(blocks & told for told in frame.env.progress.cycles):
+            raise Told
+        frame.env.progress.cycles.add(blocks)
         loop = " -> ".join([*frame.stack[frame.stack.index(spec.kind) if spec.kind in frame.stack else 0 :], spec.kind])
         raise Fault("block-cycle", f"blocks contain each other without end: {loop}")
+    frame.env.progress.used.add(spec.kind)
     allowed = ("input", *(definition.inputs or ()))
     _check_ports(spec, ports, allowed, frame)
     for port in definition.inputs or ():
@@ -261,6 +275,25 @@ def user_block(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], 
             return program.run(definition, x, ports, inner)
         inner.transparent = _is_one_block(definition.body)
         return chain(definition.body, definition.body.position, x, inner)
+
+
+def unused_blocks(raw: YMap, frame: Frame) -> list[str]:
+    """Reads the blocks that nothing used, to find what is wrong in them; a warning for each."""
+    problems, unused = frame.env.scope.problems, []
+    for name, definition in frame.defs.items():
+        if name in frame.env.progress.used:
+            continue
+        unused.append(f"nothing uses the block {name}")
+        before = list(problems.items)
+        args = dict.fromkeys([*(definition.args or ())], FAILED)
+        spec = NodeSpec(name, args, raw.key_position[name], None, name=f"{name}_unused")
+        env = frame.env.but(scope=dataclasses.replace(frame.env.scope, layer=0))
+        with suppress(Told, Fault):
+            user_block(spec, None, dict.fromkeys(definition.inputs or ()), dataclasses.replace(frame, env=env))
+        # what it takes by name from around it, only a caller can say
+        found = [p for p in problems.items[len(before) :] if p.code != "unknown-node"]
+        problems.items[:] = [*before, *found]
+    return unused
 
 
 def _is_one_block(body: Any) -> bool:

@@ -12,7 +12,7 @@ from compiler.graph.ir import Value
 from compiler.graph.region import Region
 from compiler.graph.sizes import Size, SizeLike
 from compiler.graph.types import TensorType
-from compiler.language.scope import Scope
+from compiler.language.scope import Fault, Scope
 from compiler.ops.leaves import Constant, Input, Layers, Parameter
 
 
@@ -31,7 +31,15 @@ class Weights:
 
     leaves: dict[str, Value] = field(default_factory=dict)
     ops: dict[str, Parameter] = field(default_factory=dict)
-    nodes: int = 0  # of the spec, elaborated so far
+
+
+@dataclass
+class Progress:
+    """What was elaborated so far."""
+
+    nodes: int = 0
+    used: set[str] = field(default_factory=set)  # blocks of the spec
+    cycles: set[frozenset[str]] = field(default_factory=set)  # of blocks, told
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Env:
     share: str | None = None  # path whose parameters are used instead of own ones
     layers: tuple[Layers, ...] = ()  # of the repeats around, outermost first
     inline_layer: int | None = None
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def dims(self) -> Mapping[str, int]:
@@ -70,8 +79,8 @@ class Env:
         full = TensorType.make([*axes, *(to or ())], dtype or self.dtype or self.policy.params)
         for axis, size in full.pairs:
             if not size.is_constant:
-                raise SpecError(Problem("varying-size", f"{path} would be a weight with the axis {axis}, whose size differs "
-                                        "from call to call: does an embed or a linear come before?", self.b.position))  # fmt: skip
+                text = f"{path} would be a weight along {axis}, whose size differs from call to call"
+                raise Fault("varying-size", text, (), "embed the tokens first, or map the axis to a dim")
         own = () if self.inline_layer is None else (Layers(self.inline_layer, 1, 1),)
         stack = (*self.layers, *own)
         label = path + "".join(f"[{s}]" if s.count > 1 else f"[{s.start}]" for s in stack)

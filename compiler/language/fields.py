@@ -108,7 +108,7 @@ def _field(check: Callable[[Scope, Any, str], Any], schema: dict[str, Any]) -> A
                     "suggestion": e.suggestion,
                     "offset": e.offset,
                     "position": e.position,
-                },  # type: ignore[arg-type]
+                },
             ) from None
 
     return Annotated[Any, PlainValidator(run), WithJsonSchema(schema)]
@@ -132,9 +132,9 @@ def _within(scope: Scope, raw: Any, what: str, low: float | None, high: float | 
     value = float(scope.static(raw, what))
     if value < 0 or (value == 0 and low is not None):
         bound = "> 0" if low is not None else ">= 0"
-        raise Fault("out-of-range", f"must be {bound}, found {shown(value)}", (bound,))
+        raise Fault("out-of-range", f"must be {bound}, found {value:g}", (bound,))
     if high is not None and value > high:
-        raise Fault("out-of-range", f"must be at most {high:g}, found {shown(value)}", (f"<= {high:g}",))
+        raise Fault("out-of-range", f"must be at most {high:g}, found {value:g}", (f"<= {high:g}",))
     return value
 
 

@@ -43,7 +43,7 @@ class Frame:
         known = self.known()
         unnamed = self.unnamed(name)
         hint = f"give the {name} node a name: {{{name}: …, name: …}}" if unnamed else nearest(name, known)
-        raise Fault("unknown-name", f"no node or input is called {name}", tuple(known), hint)
+        raise Fault("unknown-node", f"no node or input is called {name}", tuple(known), hint)
 
     def unnamed(self, kind: str) -> bool:
         """Is a node of this kind here that can be meant, but has no name?"""

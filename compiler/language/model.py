@@ -16,7 +16,7 @@ from compiler.graph.sizes import BATCH, SEQ, Size, SizeLike
 from compiler.graph.types import TensorType
 from compiler.language import checks
 from compiler.language import load as loading
-from compiler.language.elaborate import Enough, chain
+from compiler.language.elaborate import Enough, chain, unused_blocks
 from compiler.language.env import Env, Policy, Weights, input_leaf
 from compiler.language.frame import Frame
 from compiler.language.load import Document
@@ -78,12 +78,15 @@ def build(document: Document) -> Model:
     frame = Frame(env, dict(inputs), None, spec.blocks)
     checks.check(spec, raw, problems)
     outputs: list[tuple[str, Value | None]] = []
+    unused: list[str] = []
     with contextlib.suppress(Enough):
         outputs = _outputs(spec, raw, _chains(spec, raw, frame), frame)
+        blocks = raw.get("blocks")
+        unused = unused_blocks(blocks, frame) if isinstance(blocks, YMap) else []
     problems.raise_if_any()
     graph = b.finish([(n, v) for n, v in outputs if v is not None])
     leaves = {label: (weights.ops[label], v.type) for label, v in weights.leaves.items()}
-    warnings = (b.unrolled,) if b.unrolled else ()
+    warnings = (*([b.unrolled] if b.unrolled else []), *unused)
     return Model(
         document,
         graph,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,7 +110,7 @@ def read_node(raw: Any, position: Position | None, problems: Problems) -> NodeSp
     if len(kinds) > 1:
         text = f"a node has one kind, found {len(kinds)}: {', '.join(kinds)}"
         hint = "start each node with its own '-'; options go one level deeper"
-        misspelt = [k for k in kinds[1:] if nearest(k, META)]
+        misspelt = [k for k in kinds[1:] if difflib.get_close_matches(k, META, n=1, cutoff=0.7)]
         if len(misspelt) == len(kinds) - 1:
             text, hint = f"no key {misspelt[0]} stands beside {kinds[0]}:", str(nearest(misspelt[0], META))
             problems.add("unknown-key", text, raw.key_position[misspelt[0]], allowed=META, suggestion=hint)

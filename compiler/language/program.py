@@ -26,6 +26,7 @@ def run(definition: Any, x: Value | None, ports: Mapping[str, Value | None], fra
     what is wrong in it."""
     problems, params, lines = frame.env.scope.problems, definition.params or {}, definition.program
     found: dict[str, Any] = {"input": x, **ports}
+    before = len(problems.items)
     for name, raw in params.items():
         found[name] = None
         try:
@@ -47,7 +48,8 @@ def run(definition: Any, x: Value | None, ports: Mapping[str, Value | None], fra
             found[name] = _line(name, raw, found, later, frame, lines)
         if isinstance(found[name], Value) and name != "output":
             frame.env.b.names[f"{frame.env.b.path}.{name}"] = found[name]
-    _check_used(params, lines, problems)
+    if len(problems.items) == before:  # else a fault may hide what a line uses
+        _check_used(params, lines, problems)
     if "output" not in lines:
         hint = nearest("output", lines) or (f"output: {list(lines)[-1]}" if lines else None)
         where = lines.position if isinstance(lines, YMap) else None
@@ -90,7 +92,7 @@ def _line(name: str, raw: Any, found: dict[str, Any], later: list[str], frame: F
             raise Fault("wrong-type", f"output must be a tensor, found {shown(value)}")
         return value
     except ExprError as e:
-        problems.add(e.code, f"{e.message} in {shown(raw)}", _within(lines, name, e.offset), suggestion=e.suggestion)
+        problems.add(e.code, f"{e.message} (in {shown(raw)})", _within(lines, name, e.offset), suggestion=e.suggestion)
     except Told:
         pass
     except Fault as e:

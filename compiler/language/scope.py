@@ -148,7 +148,7 @@ class Scope:
                 if e.name == "layer":
                     text = f"layer, the layer's number, is known inside a repeat only, not in {shown(raw)}"
                 raise Fault("unknown-name", text, self.known, hint, offset=e.offset, name=e.name) from None
-            raise Fault(e.code, f"{e.message} in {shown(raw)}", (), e.suggestion, offset=e.offset) from None
+            raise Fault(e.code, f"{e.message} (in {shown(raw)})", (), e.suggestion, offset=e.offset) from None
         if isinstance(value, np.ndarray):
             return value.flat[0].item() if (value == value.flat[0]).all() else value
         return value
@@ -181,7 +181,7 @@ class Scope:
             try:
                 tree = parse(raw)
             except ExprError as e:
-                raise Fault(e.code, f"{e.message} in {shown(raw)}", (), e.suggestion, offset=e.offset) from None
+                raise Fault(e.code, f"{e.message} (in {shown(raw)})", (), e.suggestion, offset=e.offset) from None
             if isinstance(tree, Name):
                 given = self.args.get(tree.id)
                 axis = given.axis if isinstance(given, AxisArg) else tree.id if tree.id in self.dims else default

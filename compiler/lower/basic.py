@@ -15,7 +15,8 @@ from compiler.ops import collective, elementwise, leaves, linear, lookup, normal
 FUNCTIONS: dict[str, Any] = {
     "add": jnp.add, "sub": jnp.subtract, "mul": jnp.multiply, "div": jnp.divide, "max": jnp.maximum,
     "min": jnp.minimum, "neg": jnp.negative, "abs": jnp.abs, "sign": jnp.sign, "exp": jnp.exp, "log": jnp.log,
-    "sqrt": jnp.sqrt, "rsqrt": jax.lax.rsqrt, "tanh": jnp.tanh, "erf": jax.lax.erf, "sigmoid": jax.nn.sigmoid,
+    "sqrt": jnp.sqrt, "bounded_sqrt": lambda x: jnp.sqrt(jnp.maximum(x, 0)),
+    "rsqrt": jax.lax.rsqrt, "tanh": jnp.tanh, "erf": jax.lax.erf, "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus, "square": jnp.square, "relu": lambda x: jnp.maximum(x, 0),
     "squared_relu": lambda x: jnp.square(jnp.maximum(x, 0)), "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False), "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),

@@ -77,6 +77,13 @@ TABLE: dict[str, Rule] = {
     "exp": Rule(1, 0, 1, lambda b, i, o, g: (b.mul(g, o),)),
     "log": Rule(1, 0, 1, lambda b, i, o, g: (b.div(g, i[0]),)),
     "sqrt": Rule(1, 0, 1, lambda b, i, o, g: (b.div(b.mul(g, 0.5), o),)),
+    "bounded_sqrt": Rule(
+        1,
+        1,
+        1,
+        lambda b, i, o, g: (b.mul(g, b.rsqrt(b.max(b.mul(i[0], 4.0), 1e-6))),),
+        meaning="the root of max(x, 0), its slope at most 1000",
+    ),
     "rsqrt": Rule(1, 0, 1, lambda b, i, o, g: (b.mul(b.mul(g, -0.5), b.mul(o, b.mul(o, o))),)),
     "tanh": Rule(1, 0, 1, lambda b, i, o, g: (b.mul(g, b.sub(1.0, b.mul(o, o))),)),
     "erf": Rule(1, 0, 1, lambda b, i, o, g: (b.mul(g, b.mul(b.exp(b.neg(b.mul(i[0], i[0]))), 1.1283791670955126)),)),

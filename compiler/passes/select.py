@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.replay import Replay
@@ -44,7 +45,8 @@ class Select(Replay):
         rule = RULES.get(type(node.op))
         if rule is None:
             return None
-        return self.b.apply(dataclasses.replace(node.op, implementation=rule(self, node)), *ins)
+        op: Any = node.op
+        return self.b.apply(dataclasses.replace(op, implementation=rule(self, node)), *ins)
 
 
 def _attention(s: Select, node: Node) -> str:

@@ -85,6 +85,8 @@ def _tokens(text: str) -> Iterator[_Token]:
         kind, found, offset = match.lastgroup or "", match[0], match.start()
         if kind == "other":
             message = _REFUSED.get(found, f"{found!r} is not allowed: {_ONLY}")
+            if word := next((w for w in re.findall(r"\w+", text[:offset]) if w in _KEYWORDS), None):
+                message = f"{word!r} is not allowed: {_ONLY}"
             raise ExprError(message, offset, _INSTEAD.get(found))
         if match["junk"]:
             raise ExprError(f"{found!r} is not a number", offset)

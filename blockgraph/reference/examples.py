@@ -1,0 +1,64 @@
+"""The smallest use of every block kind and form, as YAML. Elaborating them gives the weights and state that the pages
+show, so an example that does not work stops the pages, and a new kind without one is named."""
+
+from __future__ import annotations
+
+from compiler.language.block import kinds
+from compiler.language.forms import FORMS
+from compiler.language.model import Model, loads
+
+HEAD = """\
+name: example
+dims: {vocab: 1000, embed: 64, heads: 4, kv_heads: 2, head_dim: 16, mlp: 256, rnn: 96, experts: 8, active: 2}
+"""
+AFTER_EMBED = "graph:\n  - embed\n  - "
+NODES: dict[str, str] = {
+    "attention": "attention: {window: 32, position: rope, softcap: 50}",
+    "gain": "gain: {over: last}",
+    "linear": "linear: {to: mlp, bias: true}",
+    "mlp": "mlp: {gate: gelu_tanh}",
+    "moe": "moe: {gate: silu}",
+    "scale": "scale: embed ** -0.5",
+    "short_conv": "short_conv: {width: 4, bias: true}",
+    "softcap": "softcap: 30",
+    "unembed": "unembed: {tied: embed, softcap: 30}",
+    "identity": "sum: [identity, {mlp: {act: relu}}]",
+    "residual": "residual: [rms_norm, attention]",
+    "sum": "sum: [attention, {mlp: {act: gelu}}]",
+    "product": "product: [[{linear: {to: rnn}, name: gate}, silu], {linear: {to: rnn}, name: main}]",
+    "concat": "concat: {axis: hidden, of: [{linear: {to: 32}, name: left}, {linear: {to: 96}, name: right}]}",
+    "repeat": "repeat: {times: 6, cycle: [{rms_norm: , name: norm}, {mlp: {act: gelu}}]}",
+}  # fmt: skip
+WHOLE: dict[str, str] = {"embed": "graph:\n  - embed: {scale: sqrt(embed)}\n"}
+PORTS = """\
+inputs: {tokens: {kind: tokens}, frames: {kind: features, axes: [frames, embed]}}
+graph:
+  - embed
+"""
+
+
+def node(name: str) -> str:
+    """The node that the example is about. A kind without options of its own stands for itself."""
+    return NODES.get(name, name)
+
+
+def graph(name: str) -> str:
+    """The example without the dims that all share."""
+    return WHOLE.get(name) or f"{AFTER_EMBED}{node(name)}\n"
+
+
+def with_port(name: str, port: str) -> str:
+    """An example that fills a port from another input."""
+    return f"{PORTS}  - {name}:\n    from: {{{port}: frames}}\n"
+
+
+def build(text: str) -> Model:
+    """Elaborates an example. Raises SpecError where it does not work."""
+    return loads(HEAD + text, "<example>")
+
+
+def all_models() -> list[Model]:
+    """Every example, elaborated."""
+    names = sorted({*kinds(), *FORMS})
+    ported = [with_port(name, port) for name, cls in sorted(kinds().items()) for port in cls.ports]
+    return [build(text) for text in [*(graph(n) for n in names), *ported]]
