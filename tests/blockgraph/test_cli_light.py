@@ -92,7 +92,7 @@ def test_validate_tells_all_specs(tiny: Path, tmp_path: Path) -> None:
     broken.write_text(TINY.replace("- embed\n", "- embd\n").replace("dims:", "dimz:"))
     result = run("validate", tiny, broken, "gema2-9b")
     assert result.exit_code == 2
-    assert result.stdout.startswith("tiny: valid, 42,512 parameters, runs forward, prefill, decode\n")
+    assert result.stdout.startswith("tiny: valid, 46,032 parameters, runs forward, prefill, decode\n")
     assert f"{broken}:3:1: no key dimz at the top of a spec [unknown-key]" in result.stderr
     assert "gemma2-9b" in result.stderr
     found = run_json("validate", tiny, broken, code=2)

@@ -96,3 +96,18 @@ def test_greedy_text_with_unequal_prompts(name: str) -> None:
     assert tokens[2] == c.greedy.tolist()
     alone = [t.id for t in generate(c.model, c.params, prompts[1:2], max_tokens=len(c.greedy))]
     assert tokens[1] == alone
+
+
+@pytest.mark.parametrize("phase", ["forward", "prefill"])
+@pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "mixtral"])
+def test_the_implementations_for_long_inputs(name: str, phase: str) -> None:
+    """Blocked attention, blocked scan and ragged experts give the same numbers as the plain forms."""
+    c = case(name)
+    rows, length = c.tokens.shape
+    made = program(c.model, phase, {"batch": rows, "seq": length, "capacity": CAPACITY}, logits="all",
+                   choice=Choice(scores=0, scan=0, dense_tokens=0))  # fmt: skip
+    chosen = {getattr(n.op, "implementation", "") for n, _ in made.graph.walk()}
+    assert chosen & {"blocked", "ragged"} and not chosen & {"plain", "dense"}
+    inputs = {"tokens": c.tokens, **({"valid": c.lengths.astype(np.int32)} if phase == "prefill" else {})}
+    logits = made.jitted()(c.params, made.empty_state(), inputs)[0]["logits"]
+    assert c.error(logits) < TOLERANCE
