@@ -31,6 +31,9 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(PIPE_CLOSED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+        except MemoryError:
+            tell([Problem("out-of-memory", "this machine has not enough memory for it")], as_json)
+            raise typer.Exit(2) from None
         except OSError as error:  # a disk that is full, a folder that is not ours
             name = f"{error.filename}: " if error.filename else ""
             tell([Problem("file-error", f"{name}{error.strerror or error}")], as_json)

@@ -27,6 +27,7 @@ FILL = {
     "vocabulary": "#ecd3e2", "norm": "#e9ecef", "element-wise": "#ffffff",
 }  # fmt: skip
 PALE = "#9aa1a9"
+NARROW = 10  # characters of a cluster's name that leave room beside it
 FROZEN, STATE = "#d4d4d4", "#0b5c8a"
 
 
@@ -123,11 +124,13 @@ def _cluster(g: Any, item: Item, edges: list[Edge], ids: dict[Item, str], lanes:
 def _cluster_label(item: Item) -> str:
     """Two lines: name and how often; which layers and how many parameters."""
     first = f"<b>{escape(item.name)}</b>" if item.name else ""
+    lines = [first] if len(item.name) > NARROW else []  # what enters at the middle must not cross the name
+    first = "" if lines else first
     if item.times > 1:
         first += ("  " if first else "") + f"<b>× {item.times}</b>"
     if item.tail:
         first += " " + _small(item.tail)
-    numbers, total, second = item.layers(), item.total(), []
+    numbers, total, second = item.layers(), item.total(), list[str]()
     parts = side_by_side(item)
     if numbers and not parts and not (item.parent and item.parent.parent and numbers == item.parent.layers()):
         second.append(f"layer{'s' * (len(numbers) > 1)} {layers_text(numbers)}")
@@ -135,7 +138,7 @@ def _cluster_label(item: Item) -> str:
         second.append(f"{count_text(total // item.runs())} {'a layer' if numbers else 'each'}")
     if total and (item.runs() == 1 or (item.kind == REPEAT and item.runs() == item.times)):
         second.append(f"{count_text(total)} in all")
-    lines = [first, *(_small(t) for t in second)]
+    lines += [first, *(_small(t) for t in second)]
     return "<" + "".join(f'{line}<br align="left"/>' for line in lines if line) + ">" if any(lines) else ""
 
 

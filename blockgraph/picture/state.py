@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 from compiler.errors import PhaseError
 from compiler.graph.ir import Node, Value
-from compiler.graph.region import Region
 from compiler.graph.types import TensorType
 from compiler.language.model import Model
-from compiler.ops.leaves import State
 from compiler.passes.dependence import dependence
-from compiler.passes.phase import Streaming
+from compiler.passes.streaming import Streaming
 
 Kept = dict[int, list[tuple[str, TensorType]]]
 
@@ -28,16 +26,12 @@ class _Watch(Streaming):
 
     def state(self, name: str, kind: str, t: TensorType) -> Value:
         self.kept.setdefault(self.node_now, []).append((kind, t))
-        if isinstance(self.b, Region) and self.b.parent is not None and self.b.parent.parent is not None:
-            leaf = self.b.append(State(name, kind), (), (t,))[0]  # what it keeps is known, though no phase runs it
-            self.kinds[leaf.id] = (name, kind, t)
-            return leaf
         return super().state(name, kind, t)
 
     def node(self, node: Node) -> None:
         if node.results and not self.flows.is_static(node):
             for v in node.operands:
-                if v.id not in self.map and node.op.region is None:
+                if v.id not in self.map and node.op.region is None and len(v.axes) > 1:  # lengths apart
                     self.kept.setdefault(node.results[0].id, []).append(("context", v.type))
         super().node(node)
 

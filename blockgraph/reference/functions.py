@@ -11,7 +11,7 @@ from typing import Any
 from blockgraph.reference.text import HEAD, doc, table, value
 from compiler.graph.axes import LEGEND
 from compiler.language.call import callable_functions
-from compiler.ops.contract import FUNCTIONS
+from compiler.ops.contract import FUNCTIONS, OPS
 from compiler.ops.elementwise import TABLE
 
 FLOORS = ("compiler", "costmodel", "runtime", "blockgraph")
@@ -35,14 +35,15 @@ def functions_page() -> str:
     text += "## Element by element\n\nFLOPs and transcendental functions are counted an element.\n\n"
     text += table(("function", "meaning", "FLOPs", "transcendental"), [_mapped(n) for n in names if n in TABLE])
     rest = sorted(set(FUNCTIONS) - set(names))
-    text += "## For block kinds written in Python\n\nThese are methods of the builder too, as is all above: `b.name(…)`.\n\n"
+    text += "## For block kinds written in Python\n\n"
+    text += "These are methods of the builder too, as is all above: `b.name(…)`.\n\n"
     text += table(("function", "meaning"), [_row(n) for n in rest if n not in TABLE])
     text += table(("function", "meaning", "FLOPs", "transcendental"), [_mapped(n) for n in rest if n in TABLE])
     return text
 
 
 def _row(name: str) -> tuple[str, str]:
-    return f"`{name}{_signature(FUNCTIONS[name])}`", doc(FUNCTIONS[name])
+    return f"`{name}{_signature(FUNCTIONS[name])}`", doc(FUNCTIONS[name]) or doc(OPS.get(name))
 
 
 def _mapped(name: str) -> tuple[str, str, str, str]:
@@ -81,7 +82,7 @@ def errors_page(root: Path) -> str:
     """docs/reference/errors.md: every code that is a literal where a problem is made, read off the syntax trees."""
     found: dict[str, dict[str, None]] = {}
     for path in sorted(p for floor in FLOORS for p in (root / floor).rglob("*.py")):
-        module = ".".join(path.relative_to(root).with_suffix("").parts)
+        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         for code in _codes(ast.parse(path.read_text(encoding="utf-8"))):
             found.setdefault(code, {})[module] = None
     text = (

@@ -15,17 +15,19 @@ from blockgraph.reference.text import HEAD, cell, comments, doc, table, value
 from compiler.errors import BlockgraphError
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph, Node, Value
-from compiler.graph.sizes import Size
+from compiler.graph.replay import Replay
+from compiler.graph.sizes import ONE, Size
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.language.model import Model
 from compiler.ops.contract import Along, Cost, Op, all_ops
 from compiler.ops.leaves import Input, Leaf
 from compiler.passes.differentiate import differentiate
+from compiler.passes.loss import next_token_loss
 from compiler.passes.phase import phase_graph
 
 STREAM = "seq"
-PLAIN = TensorType(("batch", "seq", "embed"), tuple(Size.symbol(a) for a in ("batch", "seq", "embed")), "bfloat16")
-MATRIX = TensorType(("embed", "mlp"), tuple(Size.symbol(a) for a in ("embed", "mlp")), "bfloat16")
+PLAIN = TensorType.make([(a, Size.symbol(a)) for a in ("batch", "seq", "embed")], "bfloat16")
+LOGITS = TensorType.make([(a, Size.symbol(a)) for a in ("batch", "seq", "experts")], "float32")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Sample:
     op: Op
     ins: tuple[TensorType, ...]
     outs: tuple[TensorType, ...]
+    sized: tuple[TensorType, ...]  # the operands with the example's sizes
     state: tuple[str, ...] = ()
 
 
@@ -43,7 +46,7 @@ def ops_page() -> str:
     text += "Costs are those of the sample shown: FLOPs of matrix products, element-wise FLOPs, and transcendental "
     text += "functions; bytes read and written. A multiply-add is two FLOPs.\n\n"
     family = ""
-    for cls in all_ops():
+    for cls in sorted(all_ops(), key=lambda c: c.__module__):  # registration follows imports, which vary
         if cls.__module__ != family:
             family = cls.__module__
             text += f"## {family.rpartition('.')[2]}\n\n{doc(sys.modules[family])}\n\n"
@@ -80,7 +83,7 @@ def _default(f: dataclasses.Field[object]) -> str:
 
 def _sample(s: Sample) -> str:
     sides = [", ".join(f"[{' '.join(t.axes)}]" for t in side) for side in (s.ins, s.outs)]
-    return f"{s.op.name} {sides[0]} -> {sides[1]}"
+    return f"{s.op.text() if s.op.region is None else s.op.name} {sides[0]} -> {sides[1]}"
 
 
 def _cost(s: Sample) -> Iterator[tuple[str, str]]:
@@ -106,7 +109,7 @@ def _along(s: Sample) -> str:
         return "not in the stream"
     along = s.op.along(STREAM, s.ins)
     return {Along.POINTWISE: "each position alone", Along.STATEFUL: "looks back, with state",
-            Along.LOOKAHEAD: "looks ahead: no decode"}[along]  # fmt: skip
+            Along.LOOKAHEAD: "needs all positions at once"}[along]  # fmt: skip
 
 
 def _gradient(cls: type[Op], s: Sample) -> str:
@@ -115,21 +118,29 @@ def _gradient(cls: type[Op], s: Sample) -> str:
         return "none"
     if s.op.region is not None:
         return "a repeat that runs the body's gradient from the last trip to the first"
-    b = Builder()
-    ins = [b.append(Input(f"x{i}"), (), (t,))[0] for i, t in enumerate(s.ins)]
-    try:
-        outs = b.apply(s.op, *ins)
-        grads: list[Value | None] = [b.append(Input(f"g{i}"), (), (v.type,))[0] for i, v in enumerate(outs)]
-        before = len(b.nodes)
-        back = s.op.gradient(b, ins, outs, [grads[0], *(None for _ in grads[1:])])
-    except (NotImplementedError, ValueError, KeyError, AssertionError, TypeProblem, BlockgraphError) as e:
-        return "none" if isinstance(e, NotImplementedError) else "an op program"
-    made = [n.op.text().split("<")[0] for n in b.nodes[before:] if not isinstance(n.op, Leaf)]
-    names = ", ".join(f"`{n}`" for n in dict.fromkeys(made)) or "passed on as it is"
+    made, back = _back(s)
+    if back is None:
+        return "none"
+    names = ", ".join(f"`{n.op.text().split('<')[0]}`" for n in made) or "passed on as it is"
+    names = ", ".join(dict.fromkeys(names.split(", ")))
     to = [str(i + 1) for i, g in enumerate(back) if g is not None]
     if not to:
         return "none flows back"
-    return names if len(to) == len(ins) else f"{names}; to operand {', '.join(to)}"
+    return names if len(to) == len(s.ins) else f"{names}; to operand {', '.join(to)}"
+
+
+def _back(s: Sample) -> tuple[list[Node], Sequence[Value | None] | None]:
+    """The nodes of the gradient of a sample's first result, and the operands' cotangents."""
+    b = Builder()
+    ins = [b.append(Input(f"x{i}"), (), (t,))[0] for i, t in enumerate(s.sized)]
+    outs = b.apply(s.op, *ins)
+    first = b.append(Input("g"), (), (outs[0].type,))[0]
+    before = len(b.nodes)
+    try:
+        back = s.op.gradient(b, ins, outs, [first, *(None for _ in outs[1:])])
+    except NotImplementedError:
+        return [], None
+    return [n for n in b.nodes[before:] if not isinstance(n.op, Leaf)], back
 
 
 # -- samples
@@ -142,6 +153,10 @@ def samples() -> dict[str, Sample]:
             known = best.get(node.op.name)
             if known is None or _rank(sample) > _rank(known):
                 best[node.op.name] = sample
+    for sample in list(best.values()):  # what only a gradient of a gradient uses
+        if type(sample.op).differentiable and sample.op.region is None:
+            for node in _back(sample)[0]:
+                best.setdefault(node.op.name, _symbolic(node, {}))
     for cls in all_ops():
         if cls.name not in best and not issubclass(cls, Leaf):
             tried = _try(cls)
@@ -167,15 +182,17 @@ def _graphs() -> Iterator[tuple[Graph, dict[int, list[tuple[str, TensorType]]]]]
 
 
 def _backward(model: Model) -> Iterator[tuple[Graph, dict[int, list[tuple[str, TensorType]]]]]:
-    b = Builder()
-    from compiler.graph.replay import Replay
-
-    copy = Replay(b)
-    copy.run(model.graph)
-    loss = copy.map[model.graph.outputs[-1][1].id]
-    total = b.reduce(b.cast(loss, "float32"), "sum", loss.axes)
+    """The gradient graph: of the next token's loss where there are logits, else of the output's sum."""
     try:
-        yield differentiate(b.finish([("loss", total)])), {}
+        if "vocab" in model.graph.outputs[-1][1].axes:
+            graph = next_token_loss(model.graph)
+        else:
+            copy = Replay()
+            copy.run(model.graph)
+            out = copy.map[model.graph.outputs[-1][1].id]
+            graph = copy.b.finish([("loss", copy.b.reduce(copy.b.cast(out, "float32"), "sum", out.axes))])
+        yield graph, {}
+        yield differentiate(graph), {}
     except (BlockgraphError, NotImplementedError):
         return
 
@@ -189,30 +206,37 @@ def _walk(graph: Graph) -> Iterator[tuple[Node, int]]:
 
 
 def _symbolic(node: Node, kept: dict[int, list[tuple[str, TensorType]]]) -> Sample:
-    """The node with every size replaced by its axis name, where the op can do with that."""
+    """The node with every size replaced by its axis name, where an axis has one size and the op can do with that."""
     state = tuple(dict.fromkeys(STATES.get(k, k) for k, _ in kept.get(node.results[0].id, [])))
-    real = Sample(node.op, tuple(v.type for v in node.operands), tuple(v.type for v in node.results), state)
-    if node.op.region is not None:
-        return real
-    ins = tuple(TensorType(t.axes, tuple(Size.symbol(a) for a in t.axes), t.dtype) for t in real.ins)
+    ins, outs = tuple(v.type for v in node.operands), tuple(v.type for v in node.results)
+    real = Sample(node.op, ins, outs, ins, state)
+    sizes: dict[str, set[Size]] = {}
+    for t in (*ins, *outs):
+        for axis, size in t.pairs:
+            sizes.setdefault(axis, set()).add(size)
+
+    def named(t: TensorType) -> TensorType:
+        pairs = [(a, Size.symbol(a) if len(sizes[a]) == 1 and s != ONE else s) for a, s in t.pairs]
+        return TensorType.make(pairs, t.dtype)
+
+    sample = Sample(node.op, tuple(named(t) for t in ins), tuple(named(t) for t in outs), ins, state)
     try:
-        outs = node.op.infer(*ins)
-        node.op.cost(ins, outs)
-    except (ValueError, KeyError, TypeError, TypeProblem):
+        node.op.cost(sample.ins, sample.outs)
+    except (ValueError, LookupError, TypeError, TypeProblem):
         return real
-    return Sample(node.op, ins, outs, state)
+    return sample
 
 
 def _try(cls: type[Op]) -> Sample | None:
     """An op that no example uses, on plain operands."""
-    for ins in ((PLAIN,), (PLAIN, PLAIN), (PLAIN, MATRIX)):
+    for ins in ((PLAIN,), (LOGITS,)):
         try:
             op = cls()
             outs = op.infer(*ins)
             op.cost(ins, outs)
-        except (ValueError, KeyError, IndexError, TypeError, TypeProblem, AttributeError):
+        except (ValueError, LookupError, TypeError, TypeProblem, AttributeError):
             continue
-        return Sample(op, ins, outs)
+        return Sample(op, ins, outs, ins)
     return None
 
 

@@ -15,7 +15,7 @@ HEAD = "<!-- Written by `blockgraph docs` from the code: change the docstrings, 
 def doc(thing: Any) -> str:
     """The docstring as running text; empty where there is none of its own."""
     text = inspect.cleandoc(getattr(thing, "__doc__", None) or "")
-    if text.startswith(f"{getattr(thing, '__name__', '')}("):  # what dataclasses write by themselves
+    if isinstance(thing, type) and text.startswith(f"{thing.__name__}("):  # what dataclasses write by themselves
         return ""
     return " ".join(text.replace("``", "`").split())
 

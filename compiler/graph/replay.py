@@ -41,15 +41,24 @@ class Replay:
         for name, value in graph.names.items():
             if value.id in self.map:
                 self.b.names[name] = self.map[value.id]
-        return self.b.finish([(n, self.map[v.id]) for n, v in self.outputs(graph)])
+        return self.b.finish([(n, self.output(n, v)) for n, v in self.outputs(graph)])
 
     def outputs(self, graph: Graph) -> list[tuple[str, Value]]:
+        """Which values of the old graph are the new one's outputs."""
         return list(graph.outputs)
+
+    def operand(self, value: Value, node: Node) -> Value:
+        """The new value that stands for an operand of ``node``."""
+        return self.map[value.id]
+
+    def output(self, name: str, value: Value) -> Value:
+        """The new value of an output."""
+        return self.map[value.id]
 
     def node(self, node: Node) -> None:
         saved = self.b.path, self.b.position
         self.b.path, self.b.position = node.path, node.position
-        ins = [self.map[v.id] for v in node.operands]
+        ins = [self.operand(v, node) for v in node.operands]
         results = self.rewrite(node, ins)
         if results is None:
             results = self.keep(node, ins)

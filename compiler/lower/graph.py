@@ -56,13 +56,16 @@ def _repeat(ctx: Context, node: Node, *operands: Any) -> tuple[Any, ...]:
     carried, captured, stacked, states = op.parts(operands)
     names = op.parts(op.arguments)
     arguments = set(op.arguments)
+    around = [s.index if isinstance(s, StackSlot) else () for s in states]  # a repeat inside a repeat
+    states = [s.stack if isinstance(s, StackSlot) else s for s in states]
     body = [n for n in op.body.nodes if not (isinstance(n.op, Argument) and n.result.id in arguments)]
 
     def trip(carry: Any, xs: Any) -> Any:
         index, values, stacks = carry
         env = dict(zip(names[0], values, strict=True)) | dict(zip(names[1], captured, strict=True))
         env |= dict(zip(names[2], xs, strict=True))
-        env |= {a: StackSlot(s, index) for a, s in zip(names[3], stacks, strict=True)}
+        slots = zip(names[3], stacks, around, strict=True)
+        env |= {a: StackSlot(s, (*outer, index)) for a, s, outer in slots}
         for n in body:
             step(n, env, ctx)
         outs = [env[v.id] for _, v in op.body.outputs]
@@ -73,4 +76,5 @@ def _repeat(ctx: Context, node: Node, *operands: Any) -> tuple[Any, ...]:
     step_by = -1 if op.reverse else 1
     start = (jnp.asarray(op.trips - 1 if op.reverse else 0, jnp.int32), carried, states)
     (_, values, stacks), ys = jax.lax.scan(trip, start, stacked, length=op.trips, reverse=op.reverse)
-    return (*values, *ys, *stacks)
+    slots = [StackSlot(s, outer) if outer else s for s, outer in zip(stacks, around, strict=True)]
+    return (*values, *ys, *slots)

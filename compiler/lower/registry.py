@@ -60,13 +60,17 @@ class Context:
 
 @dataclass
 class StackSlot:
-    """One layer's slice of a state stack, read and written in place in the scan's carry."""
+    """One layer's slice of a state stack, read and written in place in the scan's carry. One index for each repeat
+    around, outermost first."""
 
     stack: Array
-    index: Array
+    index: tuple[Array, ...]
 
     def read(self) -> Array:
-        return jax.lax.dynamic_index_in_dim(self.stack, self.index, 0, keepdims=False)
+        rest = self.stack.shape[len(self.index) :]
+        starts = (*self.index, *[jnp.zeros((), jnp.int32)] * len(rest))
+        sizes = (*[1] * len(self.index), *rest)
+        return jax.lax.dynamic_slice(self.stack, starts, sizes).reshape(rest)
 
 
 def read(x: Any) -> Array:

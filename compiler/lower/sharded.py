@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from compiler.graph.ir import Value
 from compiler.lower.graph import run
@@ -17,23 +18,50 @@ from compiler.passes.partition import Partitioned, check_sizes
 Leaves = dict[str, Any]
 
 
-def sharded(made: Partitioned, sizes: Mapping[str, int], mesh: Mesh) -> Callable[[Leaves], Leaves]:
-    """A function from leaves by label to outputs by name, on whole arrays; each device sees its shard of them.
-    Raises SpecError where a size does not divide."""
+@dataclass(frozen=True)
+class Sharded:
+    """A partitioned graph on devices: leaves by label in, outputs by name out, as whole (global) arrays.
+    ``sizes`` are those of the whole; each device runs the graph on its shards."""
+
+    made: Partitioned
+    sizes: Mapping[str, int]
+    mesh: Mesh
+
+    def leaves(self) -> dict[str, Value]:
+        return {n.op.label: n.result for n in self.made.graph.nodes if isinstance(n.op, (Input, Parameter, State))}
+
+    def spec(self, value: Value) -> PartitionSpec:
+        return PartitionSpec(*(self.made.of(value).get(a) for a in value.axes))
+
+    def shardings(self) -> dict[str, NamedSharding]:
+        """Where each leaf lies."""
+        return {label: NamedSharding(self.mesh, self.spec(v)) for label, v in self.leaves().items()}
+
+    def function(self, leaves: Leaves) -> Leaves:
+        """The whole program as one shard_map."""
+
+        def local(values: Leaves) -> Leaves:
+            placed = Context(self.sizes, values, mesh=self.made.mesh, placements=self.made.placements)
+            return run(self.made.graph, placed)
+
+        inside = jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=({label: self.spec(v) for label, v in self.leaves().items()},),
+            out_specs={name: self.spec(v) for name, v in self.made.graph.outputs},
+            check_vma=False,
+        )
+        return inside(leaves)
+
+    def put(self, leaves: Leaves) -> Leaves:
+        """Whole arrays laid on the devices as the program wants them."""
+        return {label: jax.device_put(leaves[label], sharding) for label, sharding in self.shardings().items()}
+
+    def jitted(self) -> Any:
+        return jax.jit(self.function)
+
+
+def sharded(made: Partitioned, sizes: Mapping[str, int], mesh: Mesh) -> Sharded:
+    """Binds a partitioned graph to sizes and devices. Raises SpecError where a size does not divide."""
     check_sizes(made, sizes)
-    leaves = {n.op.label: n.result for n in made.graph.nodes if isinstance(n.op, (Input, Parameter, State))}
-
-    def spec(value: Value) -> PartitionSpec:
-        return PartitionSpec(*(made.of(value).get(a) for a in value.axes))
-
-    def local(values: Leaves) -> Leaves:
-        return run(made.graph, Context(sizes, values, mesh=made.mesh, placements=made.placements))
-
-    inside = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=({label: spec(v) for label, v in leaves.items()},),
-        out_specs={name: spec(v) for name, v in made.graph.outputs},
-        check_vma=False,
-    )
-    return lambda values: inside({label: values[label] for label in leaves})
+    return Sharded(made, sizes, mesh)

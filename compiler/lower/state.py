@@ -29,20 +29,23 @@ def _append(ctx: Context, node: Node, cache: Any, new: Array, start: Array, vali
         skipped = jnp.maximum(valid - slots, 0)
         index = jnp.minimum(skipped[:, None] + jnp.arange(slots), new.shape[1] - 1)
         new = jnp.take_along_axis(new, index.reshape(*index.shape, *[1] * (new.ndim - 2)), 1)
-    stack, layer = (cache.stack, cache.index) if isinstance(cache, StackSlot) else (cache[None], jnp.zeros((), jnp.int32))
-    stack = _scatter(stack, layer, axes, new.astype(stack.dtype), (start + skipped) % slots, jnp.minimum(valid - skipped, new.shape[1]))
-    return (StackSlot(stack, layer) if isinstance(cache, StackSlot) else stack[0],)
+    count = jnp.minimum(valid - skipped, new.shape[1])
+    stack, layer = (cache.stack, cache.index) if isinstance(cache, StackSlot) else (cache, ())
+    stack = _scatter(stack, layer, axes, new.astype(stack.dtype), (start + skipped) % slots, count)
+    return (StackSlot(stack, layer) if isinstance(cache, StackSlot) else stack,)
 
 
-def _scatter(stack: Array, layer: Array, axes: tuple[str, ...], new: Array, first: Array, count: Array) -> Array:
+def _scatter(
+    stack: Array, layer: tuple[Array, ...], axes: tuple[str, ...], new: Array, first: Array, count: Array
+) -> Array:
     """new [batch, seq, …] at slots first + t, for t < count; one scatter."""
-    slots = stack.shape[1 + axes.index("slots")]
+    slots = stack.shape[len(layer) + axes.index("slots")]
     step = jnp.arange(new.shape[1])
     # entries past the valid ones go out of range and are dropped
     place = jnp.where(step < count[:, None], (first[:, None] + step) % slots, slots)
     rows = jnp.arange(new.shape[0])[:, None]
     where = tuple({"batch": rows, "slots": place}.get(a, slice(None)) for a in axes)
-    return stack.at[(layer, *where)].set(new, mode="drop")
+    return stack.at[(*layer, *where)].set(new, mode="drop")
 
 
 def _pick(x: Array, index: Array) -> Array:

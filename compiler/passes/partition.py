@@ -8,6 +8,7 @@ to be. Choosing the cheapest placement, and attention or recurrences over a shar
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,9 @@ from compiler.graph.replay import Replay
 from compiler.ops.collective import AllGather, AllReduce, OwnShard
 from compiler.ops.contract import Role
 from compiler.ops.control import Repeat
+from compiler.ops.elementwise import Map
 from compiler.ops.leaves import Constant, Leaf
+from compiler.passes.prune import prune
 
 Placement = Mapping[str, str]  # axis -> mesh axis; an axis that is not there is whole on every shard
 
@@ -41,7 +44,7 @@ def partition(graph: Graph, axes: Mapping[str, str], mesh: Mapping[str, int]) ->
     Raises SpecError naming the axis, the numbers and what would fit."""
     _check_names(graph, axes, mesh)
     pass_ = Partition({a: m for a, m in axes.items() if mesh[m] > 1}, mesh)
-    made = pass_.run(graph)
+    made = prune(pass_.run(graph))
     return Partitioned(made, pass_.place, dict(axes), dict(mesh))
 
 
@@ -76,6 +79,14 @@ def _check_divides(axis: str, size: int, mesh_axis: str, shards: int, node: Node
     raise SpecError(Problem("indivisible", message, where, tuple(f"{mesh_axis}={n}" for n in near)))
 
 
+def _uses(graph: Graph) -> Counter[int]:
+    uses = Counter(v.id for node in graph.nodes for v in node.operands) + Counter(v.id for _, v in graph.outputs)
+    for node in graph.nodes:
+        if node.op.region is not None:
+            uses += _uses(node.op.region)
+    return uses
+
+
 class Partition(Replay):
     """``place`` holds the placement of each value of the new graph."""
 
@@ -84,6 +95,8 @@ class Partition(Replay):
         self.axes, self.mesh = axes, mesh
         self.place: dict[int, dict[str, str]] = {}
         self.leaving: list[list[dict[str, str]]] = []  # placements of the outputs of the regions just replayed
+        self.partial: dict[int, tuple[Value, tuple[AllReduce, ...]]] = {}  # completed values as they were before
+        self.uses: Counter[int] = Counter()  # of the old graph's values
 
     # -- placements
     def given(self, value: Value) -> dict[str, str]:
@@ -130,6 +143,9 @@ class Partition(Replay):
             (made,) = self.b.append(node.op, (), tuple(v.type for v in node.results))
             self.put(made, {} if isinstance(node.op, Constant) else self.given(made), node)
             return (made,)
+        added = self.add_before_reducing(node, ins)
+        if added is not None:
+            return added
         op, types = node.op, [v.type for v in ins]
         outs = [v.type for v in node.results]
         ins, sharded, completed = list(ins), {}, []
@@ -173,12 +189,36 @@ class Partition(Replay):
         for value in made:
             placement = {follows.get(a, a): m for a, m in sharded.items() if follows.get(a, a) in value.axes}
             self.put(value, placement, node)
-            for axis, mesh_axis, kind in completed:
-                if axis not in value.axes:
-                    value = self.b.one(AllReduce(mesh_axis, kind), value)
-                    self.place[value.id] = placement
-            results.append(value)
+            results.append(self.reduce(value, [AllReduce(m, kind) for axis, m, kind in completed if axis not in value.axes]))
         return results
+
+    def reduce(self, value: Value, ops: Sequence[AllReduce]) -> Value:
+        """A partial value completed."""
+        whole = value
+        for op in ops:
+            whole = self.b.one(op, whole)
+            self.place[whole.id] = self.place[value.id]
+        if ops:
+            self.partial[whole.id] = (value, tuple(ops))
+        return whole
+
+    def add_before_reducing(self, node: Node, ins: Sequence[Value]) -> list[Value] | None:
+        """The sum of two values that were completed alike and are used only here: added first, completed once."""
+        found = [self.partial.get(v.id) for v in ins]
+        if not isinstance(node.op, Map) or node.op.fn != "add" or any(self.uses[v.id] > 1 for v in node.operands):
+            return None
+        if None in found or ins[0].type != ins[1].type or self.place[ins[0].id] != self.place[ins[1].id]:
+            return None
+        (x, ops), (y, others) = found  # type: ignore[misc]
+        if ops != others or any(op.kind != "sum" for op in ops) or not {x.id, y.id} <= self.b.known:
+            return None
+        made = self.b.one(node.op, x, y)
+        self.place[made.id] = self.place[x.id]
+        return [self.reduce(made, ops)]
+
+    def run(self, graph: Graph) -> Graph:
+        self.uses = _uses(graph)
+        return super().run(graph)
 
     # -- repeats
     def repeat(self, op: Repeat, ins: Sequence[Value]) -> list[Value]:

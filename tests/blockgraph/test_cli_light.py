@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from blockgraph.cli.files import file_name, within
+from compiler.errors import BlockgraphError
 from tests.blockgraph.command_line import ROOT, TINY, process, run, run_json
+
 
 def lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
@@ -144,12 +147,14 @@ def test_graph_draws_or_tells(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_name_in_a_spec_leads_nowhere(tmp_path: Path) -> None:
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    (inside / "spec.yaml").write_text(TINY.replace("name: tiny", 'name: "../../evil"', 1))
-    done = process("graph", "spec.yaml", cwd=inside)
-    assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in inside.iterdir()) == ["evil.svg", "spec.yaml"]
+    """The language refuses such a name; should it ever not, the file would still be made here."""
+    evil = tmp_path / "spec.yaml"
+    evil.write_text(TINY.replace("name: tiny", 'name: "../../evil"', 1))
+    assert run("graph", evil).exit_code == 2
+    assert file_name("../../evil", ".svg") == "evil.svg"
+    assert file_name("..", ".svg") == "model.svg"
+    with pytest.raises(BlockgraphError, match="not inside"):
+        within([tmp_path / ".." / "evil"], tmp_path)
 
 
 LIGHT = [

@@ -1,0 +1,172 @@
+"""Streaming: the graph of one call that extends a state by its positions. Every op that looks back says with which
+state (``Op.stream``); regions carry the state of what is inside them, however deeply they nest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from compiler.errors import PhaseError, Problem, Problems
+from compiler.graph.builder import Builder
+from compiler.graph.ir import Graph, Node, Value
+from compiler.graph.region import Region
+from compiler.graph.replay import Replay
+from compiler.graph.sizes import BATCH, Size
+from compiler.graph.types import TensorType
+from compiler.ops.contract import Along
+from compiler.ops.control import Repeat
+from compiler.ops.leaves import Input, Positions, State
+from compiler.ops.state import WRITES, After
+from compiler.passes.dependence import Dependence
+
+STREAM = "seq"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What verify hands out instead of writing it: for one op of one layer, and the repeats around it."""
+
+    label: str
+    write: str  # which write op takes it
+    kind: str  # of the state
+    value: TensorType
+    state: TensorType
+    trips: tuple[tuple[str, int], ...]  # (axis, trips) of the repeats around, outermost first
+
+
+@dataclass
+class _Open:
+    """A region being replayed: its states (label, the argument here, the value in the parent), what it hands out."""
+
+    states: list[tuple[str, Value, Value]] = field(default_factory=list)
+    pending: list[tuple[str, Value]] = field(default_factory=list)
+
+
+def stacked(t: TensorType, trips: Sequence[tuple[str, int]]) -> TensorType:
+    """The type with the axes of the repeats around in front."""
+    axes, sizes = tuple(a for a, _ in trips), tuple(Size.of(n) for _, n in trips)
+    return TensorType((*axes, *t.axes), (*sizes, *t.sizes), t.dtype)
+
+
+class Streaming(Replay):
+    """Ops use ``b``, ``start``, ``fresh``, ``heads_first``, ``state`` and ``write``. ``deferred``: nothing is written,
+    ``pendings`` tells what would have been."""
+
+    def __init__(self, flows: Dependence, deferred: bool, fresh: bool = False, heads_first: bool = True) -> None:
+        super().__init__()
+        self.flows, self.deferred, self.fresh, self.heads_first = flows, deferred, fresh, heads_first
+        self.problems = Problems()
+        rows = TensorType.make([("batch", BATCH)], "int32")
+        self.start = self.b.append(State("length", "length"), (), (rows,))[0]
+        self.valid = self.b.append(Input("valid"), (), (rows,))[0]
+        self.pendings: list[Pending] = []
+        self.results: list[tuple[str, Value]] = []
+        self._labels: dict[str, int] = {}
+        self._states: dict[int, tuple[str, str, TensorType]] = {}  # argument or leaf -> label, kind, type of one layer
+        self._open: dict[int, _Open] = {}  # by id of the region builder
+
+    # -- what ops use
+    def state(self, name: str, kind: str, t: TensorType) -> Value:
+        """A state of this op, as it was before this call."""
+        base = f"{self.b.path}.{name}" if self.b.path else name
+        self._labels[base] = self._labels.get(base, 0) + 1
+        label = base if self._labels[base] == 1 else f"{base}@{self._labels[base]}"
+        value = self._leaf(self.b, label, kind, t)
+        self._states[value.id] = (label, kind, t)
+        return value
+
+    def _leaf(self, b: Builder, label: str, kind: str, t: TensorType) -> Value:
+        if not isinstance(b, Region):
+            return b.append(State(label, kind), (), (t,))[0]
+        assert b.parent is not None
+        above = self._leaf(b.parent, label, kind, stacked(t, [(b.axis, b.trips)]))
+        if self.deferred:
+            return b.stacked(above)
+        argument = b.state(above)
+        self._open[id(b)].states.append((label, argument, above))
+        return argument
+
+    def write(self, name: str, state: Value, new: Value, how: str, after: Value | None = None) -> None:
+        """What the call adds to a state: written now, or handed out in verify. ``after``: the value that was read
+        from the state as it was."""
+        label, kind, t = self._states[state.id]
+        if self.deferred:
+            trips, b = [], self.b
+            while isinstance(b, Region):
+                trips.insert(0, (b.axis, b.trips))
+                assert b.parent is not None
+                b = b.parent
+            self.pendings.append(Pending(label, how, kind, new.type, t, tuple(trips)))
+            self._hand_out(self.b, f"pending:{label}", new)
+            return
+        if after is not None:
+            new = self.b.one(After(), new, after)
+        written = self.b.one(WRITES[how](STREAM), state, new, self.start, self.valid)
+        if isinstance(self.b, Region):
+            self.b.set_state(state, written)
+        else:
+            self.results.append((f"state:{label}", written))
+
+    def _hand_out(self, b: Builder, name: str, value: Value) -> None:
+        (self._open[id(b)].pending if isinstance(b, Region) else self.results).append((name, value))
+
+    # -- the pass
+    def run(self, graph: Graph) -> Graph:
+        for node in graph.nodes:
+            self.node(node)
+        self.problems.raise_if_any(PhaseError)
+        if not self.deferred:
+            self.results.append(("state:length", self.b.add(self.start, self.valid)))
+        self.b.names.update({n: self.map[v.id] for n, v in graph.names.items() if v.id in self.map})
+        return self.b.finish([*((n, self.map[v.id]) for n, v in graph.outputs), *self.results])
+
+    def node(self, node: Node) -> None:
+        if self.flows.is_static(node):
+            return  # computed once by encode; what is used of it comes back as context
+        for v in node.operands:
+            if v.id not in self.map:
+                self.map[v.id] = self._context(v)
+        super().node(node)
+
+    def _context(self, v: Value) -> Value:
+        """A value that encode computed."""
+        label, b = self.flows.label(v), self.b
+        if isinstance(b, Region) and self.flows.inside(v):
+            assert b.parent is not None
+            if isinstance(b.parent, Region):
+                raise PhaseError(Problem("nested-context", f"{b.path}: an encoder's value inside nested repeats", b.position))
+            return b.stacked(b.parent.append(State(label, "context"), (), (stacked(v.type, [(b.axis, b.trips)]),))[0])
+        while b.parent is not None:
+            b = b.parent
+        return b.append(State(label, "context"), (), (v.type,))[0]
+
+    def rewrite(self, node: Node, ins: Sequence[Value]) -> Sequence[Value] | None:
+        op = node.op
+        if isinstance(op, Positions) and op.axis == STREAM:
+            return self.b.append(op, (self.b.use(self.start),), (node.result.type,))
+        if isinstance(op, Repeat) or not any(STREAM in v.axes for v in ins):
+            return None
+        along = op.along(STREAM, [v.type for v in ins])
+        if along is Along.STATEFUL:
+            return op.stream(self, ins)
+        if along is Along.LOOKAHEAD:
+            text = f"{node.path or op.name} looks ahead in the sequence ({op.name}), so this model has no prefill or decode"
+            self.problems.add("looks-ahead", text, node.position, allowed=("forward",))
+        return None
+
+    def region_opened(self, region: Region) -> None:
+        self._open[id(region)] = _Open()
+
+    def region_closing(self, region: Region) -> list[tuple[str, Value]]:
+        return self._open[id(region)].pending
+
+    def region_closed(self, region: Region, extra: list[Value], states: list[Value]) -> None:
+        done, parent = self._open.pop(id(region)), region.parent
+        assert parent is not None
+        for (name, _), stack in zip(done.pending, extra, strict=True):
+            self._hand_out(parent, name, stack)
+        for (label, _, above), stack in zip(done.states, states, strict=True):
+            if isinstance(parent, Region):
+                parent.set_state(above, stack)
+            else:
+                self.results.append((f"state:{label}", stack))
