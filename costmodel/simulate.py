@@ -56,11 +56,12 @@ def simulate(
 
         model = load(model)
     from compiler.passes.phase import phase_graph
-    from compiler.passes.select import select
+    from compiler.passes.pipeline import phase_pipeline
+    from compiler.passes.select import Choice
 
-    asked = phase_graph(model, phase, fresh=phase == "prefill").graph
-    env = _env(phase, batch, length, sizes or {}, price(asked).symbols)
-    graph = select(asked, env)
+    fresh, choice = phase == "prefill", Choice.of(place.kind)
+    env = _env(phase, batch, length, sizes or {}, price(phase_graph(model, phase, fresh=fresh).graph).symbols)
+    graph = phase_pipeline(model, phase, env, fresh=fresh, choice=choice).run(model.graph)
     stored = Stored(weights_dtype, cache_dtype)
     priced = price(graph, stored)
     plan = plan_graph(graph, priced, place, env, chips, phase, model.name, length)

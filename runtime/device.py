@@ -17,13 +17,21 @@ def prepare() -> None:
     if not os.environ.get("JAX_PLATFORMS") and not _accelerator():
         os.environ["JAX_PLATFORMS"] = "cpu"
     if os.environ.get("JAX_PLATFORMS") != "cpu":
-        import jax  # noqa: F401
+        import jax
 
         return
     with _quiet():  # the compile-only CUDA plugin prints that there is no driver, once a library
         import jax
 
         jax.devices()
+
+
+def start() -> None:
+    """Imports JAX and finds its devices."""
+    prepare()
+    import jax
+
+    jax.devices()
 
 
 def _accelerator() -> bool:

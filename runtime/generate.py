@@ -13,6 +13,8 @@ from compiler.language.model import Model
 from runtime.sample import Sampler, Sampling
 from runtime.session import CHUNK, Session
 
+GREEDY = Sampling()
+
 
 @dataclass(frozen=True)
 class Token:
@@ -29,7 +31,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int = 64,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     stop: Collection[int] = (),
     vocab: int | None = None,
     capacity: int | None = None,
@@ -39,7 +41,9 @@ def generate(
     ``vocab``: ids below this are real (the rest pads the table)."""
     if max_tokens < 1:
         raise BlockgraphError(Problem("out-of-range", f"max_tokens = {max_tokens}", None, ("at least 1",)))
-    longest = max((len(p) for p in prompts), default=0)
+    if not prompts:
+        raise BlockgraphError(Problem("empty-prompt", "there is no prompt to continue"))
+    longest = max(len(p) for p in prompts)
     need = longest + max_tokens
     session = Session(model, params, batch=len(prompts), capacity=capacity or need, chunk=min(chunk, max(longest, 1)))
     sampler = Sampler(sampling, len(prompts))

@@ -37,8 +37,8 @@ def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
         greedy = np.zeros_like(logits)
         greedy[int(np.argmax(logits))] = 1.0
         return greedy
-    logits = logits / sampling.temperature
-    p = np.exp(logits - logits.max())
+    with np.errstate(over="ignore"):  # a tiny temperature makes all but the best -inf
+        p = np.exp((logits - logits.max()) / sampling.temperature)
     p /= p.sum()
     order = np.argsort(-p, kind="stable")
     keep = len(p) if sampling.top_k == 0 else min(sampling.top_k, len(p))

@@ -15,7 +15,10 @@ import numpy as np  # noqa: E402
 from compiler.errors import BlockgraphError, Problem  # noqa: E402
 from compiler.language.model import Model  # noqa: E402
 from compiler.lower.program import Program, program  # noqa: E402
+from compiler.ops.leaves import Input  # noqa: E402
+from compiler.ops.lookup import Lookup  # noqa: E402
 from compiler.passes.phase import phase_graph  # noqa: E402
+from compiler.passes.select import Choice  # noqa: E402
 
 CHUNK = 256  # tokens of one prefill call
 
@@ -30,15 +33,22 @@ class Session:
         self, model: Model, params: Mapping[str, Any], *, batch: int, capacity: int, chunk: int = CHUNK,
         sizes: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
+        for name, value in (("batch", batch), ("capacity", capacity), ("chunk", chunk)):
+            if value < 1:
+                raise BlockgraphError(Problem("out-of-range", f"a session's {name} = {value}", None, ("1 or more",)))
+        _check_parameters(model, params)
         self.model, self.batch, self.capacity = model, batch, capacity
-        self.chunk = max(1, min(chunk, capacity))
+        self.chunk = min(chunk, capacity)
         self.params = {k: jax.device_put(v) for k, v in params.items()}
+        platform = jax.default_backend()
+        choice = Choice.of(platform if platform in ("cpu", "tpu") else "gpu")
         common = {"batch": batch, "capacity": capacity, **(sizes or {})}
-        self._prefill = program(model, "prefill", {**common, "seq": self.chunk})
-        self._decode = program(model, "decode", {**common, "seq": 1})
-        self._first = program(model, "prefill", {**common, "seq": self.chunk}, fresh=True)  # compiled on first use
+        self._prefill = program(model, "prefill", {**common, "seq": self.chunk}, choice=choice)
+        self._decode = program(model, "decode", {**common, "seq": 1}, choice=choice)
+        self._first = program(model, "prefill", {**common, "seq": self.chunk}, fresh=True, choice=choice)
         self._functions = {id(p): p.jitted() for p in (self._first, self._prefill, self._decode)}
         self.input = str(model.streaming_input)
+        self.rows = _rows(model, self.input)
         self.output = model.graph.outputs[-1][0]
         self.state = self._prefill.empty_state()
         self.awaited = {k for k, (s, _) in phase_graph(model, "decode").states().items() if s.kind == "context"}
@@ -54,14 +64,20 @@ class Session:
     def _own(self, p: Program) -> dict[str, Any]:
         return {k: self.params[k] for k in p.parameters}
 
-    def _call(self, p: Program, tokens: np.ndarray, valid: np.ndarray) -> jax.Array:
+    def _check(self, tokens: np.ndarray, counts: np.ndarray) -> None:
+        """Raises BlockgraphError, before anything is extended, for what the call cannot take."""
         if self.awaited:
             names = ", ".join(n for n, i in self.model.spec.inputs.items() if i.kind != "tokens")
             raise BlockgraphError(Problem("missing-input", f"call encode first: the model also reads {names}"))
-        if int((self.lengths + valid).max()) > self.capacity:
-            raise BlockgraphError(
-                Problem("out-of-capacity", f"{int((self.lengths + valid).max())} positions in a session of {self.capacity}")
-            )
+        need = int((self.lengths + counts).max())
+        if need > self.capacity:
+            raise BlockgraphError(Problem("out-of-capacity", f"{need} positions in a session of {self.capacity}"))
+        wrong = tokens[(tokens < 0) | (tokens >= self.rows)]
+        if wrong.size:
+            allowed = (f"0 to {self.rows - 1}",)
+            raise BlockgraphError(Problem("out-of-range", f"{self.model.name} has no token {wrong[0]}", None, allowed))
+
+    def _call(self, p: Program, tokens: np.ndarray, valid: np.ndarray) -> jax.Array:
         inputs = {self.input: tokens.astype(np.int32), "valid": valid.astype(np.int32)}
         own = {k: self.state[k] for k in p.states}
         results, state = self._functions[id(p)](self._own(p), own, inputs)
@@ -74,6 +90,7 @@ class Session:
         counts = np.array([len(p) for p in prompts])
         if len(prompts) != self.batch or counts.min() < 1:
             raise BlockgraphError(Problem("empty-prompt", f"needs {self.batch} prompts of at least one token each"))
+        self._check(np.concatenate([np.asarray(p, np.int64) for p in prompts]), counts)
         last: np.ndarray | None = None
         for start in range(0, int(counts.max()), self.chunk):
             tokens = np.zeros((self.batch, self.chunk), np.int32)
@@ -88,5 +105,33 @@ class Session:
 
     def decode(self, tokens: Sequence[int] | np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
         """Extends each active row by one token. Returns its logits [batch, vocab], float32."""
-        valid = np.ones(self.batch, np.int64) if active is None else active.astype(np.int64)
-        return np.asarray(self._call(self._decode, np.asarray(tokens).reshape(self.batch, 1), valid))[:, 0]
+        ids = np.asarray(tokens, np.int64).reshape(-1)
+        on = np.ones(self.batch, bool) if active is None else np.asarray(active, bool)
+        if len(ids) != self.batch or len(on) != self.batch:
+            message = f"{len(ids)} tokens for {self.batch} rows"
+            raise BlockgraphError(Problem("out-of-range", message, None, ("one a row",)))
+        self._check(ids[on], on.astype(np.int64))
+        ids = np.where(on, ids, 0)
+        return np.asarray(self._call(self._decode, ids.reshape(self.batch, 1), on.astype(np.int64)))[:, 0]
+
+
+def _check_parameters(model: Model, params: Mapping[str, Any]) -> None:
+    """Raises BlockgraphError naming each parameter that is missing or has another shape."""
+    problems = []
+    for label, (_, t) in model.parameters.items():
+        wanted = [int(s.constant) for s in t.sizes]
+        if label not in params:
+            problems.append(Problem("missing-tensor", f"the weights lack {label} {wanted}"))
+        elif list(params[label].shape) != wanted:
+            found = list(params[label].shape)
+            problems.append(Problem("misshaped-tensor", f"{label} is {found}, {model.name} needs {wanted}"))
+    if problems:
+        raise BlockgraphError(problems)
+
+
+def _rows(model: Model, name: str) -> int:
+    """How many ids the tables have that the tokens look up."""
+    tokens = {n.result.id for n in model.graph.nodes if isinstance(n.op, Input) and n.op.label == name}
+    tables = [n.operands[0].type.size(n.op.axis) for n in model.graph.nodes
+              if isinstance(n.op, Lookup) and n.operands[1].id in tokens]  # fmt: skip
+    return min((int(size.constant) for size in tables), default=2**31)

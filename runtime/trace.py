@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,14 @@ from compiler.graph.ir import Graph, Node, Value  # noqa: E402
 from compiler.language.model import Model  # noqa: E402
 from compiler.lower.program import program  # noqa: E402
 from compiler.ops.control import Repeat  # noqa: E402
+from compiler.ops.control import stack as stacked  # noqa: E402
+from compiler.ops.leaves import Layers, Parameter  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Record:
-    """A node's value: ``name`` is its path, or the spec's name for it; inside a repeat with the layer in brackets."""
+    """A node's value. ``name``: its path and op, the layer's number in brackets (in nested repeats several), and
+    #2, #3 … where a block has the op again."""
 
     name: str
     op: str
@@ -33,6 +40,7 @@ class Record:
     dtype: str
     minimum: float
     maximum: float
+    mean: float
     rms: float
     finite: bool
     where: str = ""
@@ -52,77 +60,150 @@ def trace(
     """Values of all nodes by name, layers of a repeat written out, in the order they are computed."""
     batch, seq = np.asarray(inputs[str(model.streaming_input)]).shape
     made = program(model, "forward", {"batch": batch, "seq": seq, "capacity": seq, **(sizes or {})})
-    graph = unrolled_outputs(made.graph)
+    traced = exposed(made.graph)
     extra = {k: np.full(batch, seq, np.int32) for k in made.inputs if k.endswith("_lengths") and k not in inputs}
-    import dataclasses
-
-    full = dataclasses.replace(made, graph=graph.graph)
+    full = dataclasses.replace(made, graph=traced.graph)
     own = {k: params[k] for k in made.parameters}
     outputs, _ = jax.jit(full.function())(own, {}, {**inputs, **extra})
-    found: dict[str, tuple[Node, Value, np.ndarray]] = {}
-    for key, name, node, value, layer in graph.entries:
-        array = np.asarray(outputs[key]).astype(np.float32) if outputs[key].dtype != np.int32 else np.asarray(outputs[key])
-        found[name] = (node, value, array if layer is None else array[layer])
-    return found
+    arrays = {}
+    for key in {e.output for e in traced.entries}:
+        array = np.asarray(outputs.pop(key))
+        arrays[key] = array if array.dtype == np.int32 else array.astype(np.float32)
+    return {e.name: (e.node, e.node.result, arrays[e.output][e.trips]) for e in traced.entries}
+
+
+SILENT = ("parameter", "constant", "argument", "state")
+Stack = tuple[Layers, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A node in one trip of each repeat around it: its name, and where its value is."""
+
+    output: str
+    name: str
+    node: Node
+    trips: tuple[int, ...]  # index into the leading axes of the output
 
 
 @dataclass(frozen=True)
 class Traced:
     graph: Graph
-    entries: list[tuple[str, str, Node, Value, int | None]]  # output, name, node, value, layer
+    entries: list[Entry]
 
 
-def unrolled_outputs(graph: Graph) -> Traced:
+@dataclass(frozen=True)
+class _Shown:
+    """A node whose value the graph gives out, or what is shown of a repeat's body."""
+
+    node: Node
+    value: Value  # in the graph at hand; with an axis in front for each repeat inside it
+    stack: Stack | None  # the layers that it belongs to, None outside of all
+    body: tuple[_Shown, ...] | None = None
+
+
+def exposed(graph: Graph) -> Traced:
     """The graph with every node's value as an output; values inside a repeat come stacked over its trips."""
-    import dataclasses
+    ids = itertools.count(max(_ids(graph), default=0) + 1)
+    made, shown = _expose(graph, {}, ids)
+    outputs = [(f"trace:{x.value.id}", x.value) for x in _leaves(shown)]
+    entries: list[Entry] = []
+    counts: Counter[str] = Counter()
+    for x, trips in _in_order(shown, ()):
+        base = f"{x.node.path or 'graph'}.{x.node.op.name}{_layer(x.stack, trips)}"
+        counts[base] += 1
+        name = base if counts[base] == 1 else f"{base}#{counts[base]}"
+        entries.append(Entry(f"trace:{x.value.id}", name, x.node, trips))
+    return Traced(dataclasses.replace(made, outputs=(*made.outputs, *outputs)), entries)
 
+
+def _expose(graph: Graph, parameters: dict[int, Stack], ids: Iterator[int]) -> tuple[Graph, list[_Shown]]:
+    """The graph whose repeats give out what is shown of their bodies. ``parameters``: the layers of the parameters
+    among its arguments, by id."""
+    stacks = parameters | {n.result.id: n.op.stack for n in graph.nodes if isinstance(n.op, Parameter)}
+    layers = _layers(graph, stacks)
     nodes: list[Node] = []
-    outputs = list(graph.outputs)
-    entries: list[tuple[str, str, Node, Value, int | None]] = []
-    counts: dict[str, int] = {}
-
-    def named(node: Node, suffix: str) -> str:
-        base = f"{node.path or 'graph'}.{node.op.name}{suffix}"
-        counts[base] = counts.get(base, 0) + 1
-        return base if counts[base] == 1 else f"{base}#{counts[base]}"
-
-    for node in graph.nodes:
-        if not isinstance(node.op, Repeat):
-            nodes.append(node)
-            if node.op.name not in ("parameter", "constant", "argument", "state"):
-                outputs.append((f"trace:{node.result.id}", node.result))
-                entries.append((f"trace:{node.result.id}", named(node, ""), node, node.result, None))
-            continue
+    shown: list[_Shown] = []
+    for node, stack in zip(graph.nodes, layers, strict=True):
         op = node.op
-        inner = [n for n in op.body.nodes if n.op.name not in ("argument", "constant", "repeat")]
-        fresh = max(_ids(graph)) + 1 + len(nodes) * 10_000
-        ys = [(f"y{n.result.id}", n.result) for n in inner]
-        outs = list(op.body.outputs)
-        at = len(outs) - op.states
-        body = dataclasses.replace(op.body, outputs=(*outs[:at], *ys, *outs[at:]))
-        stacks = []
-        for i, n in enumerate(inner):
-            t = n.result.type
-            from compiler.ops.control import stack
-
-            stacks.append(Value(fresh + i, stack(t, op.trips, op.axis)))
-        results = (*node.results[:at], *stacks, *node.results[at:])
+        if not isinstance(op, Repeat):
+            nodes.append(node)
+            if op.name not in SILENT:
+                shown.append(_Shown(node, node.result, stack))
+            continue
+        inner = {a: stacks[v.id] for a, v in zip(op.arguments, node.operands, strict=True) if v.id in stacks}
+        body, within = _expose(op.body, inner, ids)
+        leaves = _leaves(within)
+        outer = {x.value.id: Value(next(ids), stacked(x.value.type, op.trips, op.axis)) for x in leaves}
+        at = len(body.outputs) - op.states
+        ys = [(f"y{x.value.id}", x.value) for x in leaves]
+        body = dataclasses.replace(body, outputs=(*body.outputs[:at], *ys, *body.outputs[at:]))
+        results = (*node.results[:at], *outer.values(), *node.results[at:])
         nodes.append(dataclasses.replace(node, op=dataclasses.replace(op, body=body), results=results))
-        for trip in range(op.trips):
-            for n, s in zip(inner, stacks, strict=True):
-                if trip == 0:
-                    outputs.append((f"trace:{s.id}", s))
-                entries.append((f"trace:{s.id}", named(n, f"[{trip}]"), n, s, trip))
-    return Traced(dataclasses.replace(graph, nodes=tuple(nodes), outputs=tuple(outputs)), entries)
+        shown.append(_Shown(node, node.results[0], None, tuple(_outside(x, outer) for x in within)))
+    return dataclasses.replace(graph, nodes=tuple(nodes)), shown
 
 
-def _ids(graph: Graph) -> list[int]:
-    found = []
-    for node in graph.nodes:
-        found += [v.id for v in node.results]
-        if node.op.region is not None:
-            found += _ids(node.op.region)
+def _outside(x: _Shown, outer: Mapping[int, Value]) -> _Shown:
+    if x.body is not None:
+        return dataclasses.replace(x, body=tuple(_outside(y, outer) for y in x.body))
+    return dataclasses.replace(x, value=outer[x.value.id])
+
+
+def _leaves(shown: Iterable[_Shown]) -> list[_Shown]:
+    return [y for x in shown for y in ([x] if x.body is None else _leaves(x.body))]
+
+
+def _in_order(shown: Iterable[_Shown], trips: tuple[int, ...]) -> Iterator[tuple[_Shown, tuple[int, ...]]]:
+    """As they are computed: all of a body, trip by trip."""
+    for x in shown:
+        if x.body is None:
+            yield x, trips
+        else:
+            assert isinstance(x.node.op, Repeat)
+            count = x.node.op.trips
+            for trip in reversed(range(count)) if x.node.op.reverse else range(count):
+                yield from _in_order(x.body, (*trips, trip))
+
+
+def _layers(graph: Graph, stacks: Mapping[int, Stack]) -> list[Stack | None]:
+    """The layers of each node, from the parameters that are read around it: a node that reads none belongs to the
+    block read last, or to the next where it has the path of that one's first reader (the norm before a scale)."""
+    found: list[Stack | None] = [None] * len(graph.nodes)
+    read = [next((stacks[v.id] for v in n.operands if v.id in stacks), None) for n in graph.nodes]
+    read = [None if isinstance(n.op, Repeat) else r for n, r in zip(graph.nodes, read, strict=True)]
+    last: Stack | None = None
+    for i, node in enumerate(graph.nodes):
+        if read[i] is not None:
+            last = read[i]
+        if isinstance(node.op, Repeat):
+            last = None
+        found[i] = last
+    following: tuple[str, Stack] | None = None
+    for i in reversed(range(len(graph.nodes))):
+        node, own = graph.nodes[i], read[i]
+        if isinstance(node.op, Repeat):
+            following = None
+        elif own is not None:
+            following = (node.path, own)
+        elif following is not None and (found[i] is None or node.path == following[0]):
+            found[i] = following[1]
     return found
+
+
+def _layer(stack: Stack | None, trips: tuple[int, ...]) -> str:
+    """The layer in brackets, numbered as in the parameters' labels; in a repeat that reads no parameter, the trip."""
+    left = list(trips)
+    numbers = [s.start + s.step * left.pop(0) if s.count > 1 and left else s.start for s in stack or ()]
+    numbers += left
+    return f"[{','.join(map(str, numbers))}]" if numbers else ""
+
+
+def _ids(graph: Graph) -> Iterator[int]:
+    for node in graph.nodes:
+        yield from (v.id for v in node.results)
+        if node.op.region is not None:
+            yield from _ids(node.op.region)
 
 
 def records(
@@ -132,19 +213,34 @@ def records(
     made = []
     for name, (node, value, array) in values.items():
         flat = array.astype(np.float64)
-        finite = bool(np.isfinite(flat).all())
-        difference = None
-        if reference is not None and name in reference:
-            other = reference[name]
-            difference = float(np.abs(flat - other).max()) if other.shape == flat.shape and flat.size else float("inf")
-        axes = value.axes if len(value.axes) == array.ndim else value.axes[1:]
-        empty = flat.size == 0
+        some = flat if flat.size else np.zeros(1)
+        difference = _difference(flat, reference[name]) if reference is not None and name in reference else None
         made.append(
-            Record(name, node.op.name, axes, array.shape, node.result.type.dtype, 0.0 if empty else float(flat.min()),
-                   0.0 if empty else float(flat.max()), 0.0 if empty else float(np.sqrt(np.mean(np.square(flat)))), finite,
-                   str(node.position or ""), difference)
-        )  # fmt: skip
+            Record(
+                name,
+                node.op.name,
+                value.axes,
+                array.shape,
+                value.type.dtype,
+                minimum=float(some.min()),
+                maximum=float(some.max()),
+                mean=float(some.mean()),
+                rms=float(np.sqrt(np.mean(np.square(some)))),
+                finite=bool(np.isfinite(flat).all()),
+                where=str(node.position or ""),
+                difference=difference,
+            )
+        )
     return made
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest absolute difference; infinite where the shapes differ or one of two numbers is none."""
+    if a.shape != b.shape:
+        return float("inf")
+    with np.errstate(invalid="ignore"):
+        apart = np.where(a == b, 0.0, np.abs(a - b))  # infinities that agree
+    return float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
 def first_difference(made: list[Record], tolerance: float) -> Record | None:
@@ -158,9 +254,12 @@ def first_difference(made: list[Record], tolerance: float) -> Record | None:
 def read_reference(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file. Raises BlockgraphError where it is none (never unpickles)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as e:
         raise BlockgraphError(Problem("bad-reference", f"{path} is no .npz of a trace: {e}")) from None
 
 

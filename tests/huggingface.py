@@ -54,12 +54,13 @@ def overrides(case: str) -> dict[str, Any]:
     theta = c["rope_parameters"]["rope_theta"] if "rope_parameters" in c else None
     more: dict[str, dict[str, Any]] = {
         "gemma2": {"window": c.get("sliding_window"), "attention_cap": c.get("attn_logit_softcapping"),
-                   "logit_cap": c.get("final_logit_softcapping"), "query_scale": c.get("query_pre_attn_scalar", 1) ** -0.5},
+                   "logit_cap": c.get("final_logit_softcapping"),
+                   "query_scale": c.get("query_pre_attn_scalar", 1) ** -0.5},
         "recurrent_gemma": {"rnn": c.get("lru_width"), "mlp": c["intermediate_size"] // 2,
                             "window": c.get("attention_window_size"), "logit_cap": c.get("logits_soft_cap")},
         "mixtral": {"experts": c.get("num_local_experts"), "active": c.get("num_experts_per_tok"), "theta": theta},
         "mistral": {"window": c.get("sliding_window"), "theta": theta},
-        **dict.fromkeys(("llama", "llama_sharded", "llama_tied", "qwen2", "qwen3", "gpt_neox"), {"theta": theta}),
+        **{key: {"theta": theta} for key in ("llama", "llama_sharded", "llama_tied", "qwen2", "qwen3", "gpt_neox")},
     }  # fmt: skip
     found.update(more.get(case, {}))
     if case == "recurrent_gemma":

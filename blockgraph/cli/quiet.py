@@ -16,10 +16,7 @@ def start_jax() -> None:
     with _without_noise():
         from runtime import device
 
-        device.prepare()
-        import jax
-
-        jax.devices()
+        device.start()
 
 
 @contextmanager

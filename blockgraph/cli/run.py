@@ -171,6 +171,8 @@ def trace(
         raise BlockgraphError(Problem("bad-option", "--weights and --random exclude each other"))
     if (tokens is None) == (prompt is None):
         raise BlockgraphError(Problem("bad-option", "give --tokens or --prompt, and not both"))
+    if reference is not None and not reference.is_file():
+        raise BlockgraphError(Problem("file-missing", f"--reference: there is no file {reference}"))
     if out is not None and out.suffix != ".npz":
         raise BlockgraphError(Problem("unknown-format", f"-o {out}: values are saved as .npz", None, (".npz",)))
     model = options.loaded(spec, sets)
@@ -232,10 +234,10 @@ def _words(prompt: str, weights: str | None, tokenizer: Path | None) -> list[int
 
     if weights is None and tokenizer is None:
         raise BlockgraphError(Problem("no-tokenizer", "--prompt needs --weights with a tokenizer, or --tokenizer"))
-    from blockgraph.api import _tokenizer_file
+    from blockgraph.api import tokenizer_file
     from runtime.text.tokenizer import tokenizer as read
 
-    ids = list(read(_tokenizer_file(Path(weights or "."), tokenizer)).encode(prompt))
+    ids = list(read(tokenizer_file(Path(weights or "."), tokenizer)).encode(prompt))
     if not ids:
         raise BlockgraphError(Problem("bad-tokens", "--prompt has no token"))
     return ids

@@ -13,7 +13,7 @@ from blockgraph.cli import screen
 
 SHOWN = 48  # rows without --all
 BEFORE, AFTER = 8, 4  # rows around the first difference
-_NAME = re.compile(r"(?P<path>.*)\.[A-Za-z0-9_]+(?P<layer>\[\d+\])?(#\d+)?")
+_NAME = re.compile(r"(?P<path>.*)\.[A-Za-z0-9_]+(?P<layer>\[[\d,]+\])?(#\d+)?")
 
 
 def show_trace(records: Sequence[Any], first: Any, reference: Path | None, only: str | None, every: bool) -> None:

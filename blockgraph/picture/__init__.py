@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +103,18 @@ def _ids(root: Item) -> dict[Item, str]:
     return ids
 
 
+def _package_folders() -> Iterator[str]:
+    """Where the package says that it put its command: elsewhere for an environment that sees another's packages."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("graphviz-pure") or ():
+            if file.stem == "graphviz-pure":
+                yield str(Path(str(file.locate())).parent)
+
+
 def _binary() -> str:
-    """The system's ``dot``, or the one that the package graphviz-pure installs beside Python."""
+    """The system's ``dot``, or the one that the package graphviz-pure installs, in most cases beside Python."""
     found = shutil.which("dot")
-    for folder in (sysconfig.get_path("scripts"), str(Path(sys.executable).parent), None):
+    for folder in (sysconfig.get_path("scripts"), str(Path(sys.executable).parent), None, *_package_folders()):
         found = found or shutil.which("graphviz-pure", path=folder)
     if found is None:
         text = "nothing here draws graphs: neither the system's dot nor the package graphviz-pure is installed"

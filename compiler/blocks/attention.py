@@ -25,7 +25,7 @@ from compiler.language.fields import (
     Positive,
     Word,
 )
-from compiler.language.scope import Fault
+from compiler.language.scope import Fault, divisors
 
 
 class Rope(Args):
@@ -97,7 +97,7 @@ class Attention(Block):
         b, context = env.b, ports.get("context")
         if self.heads % self.kv_heads:
             text = f"attention: {self.heads} heads do not divide into {self.kv_heads} kv_heads"
-            allowed = (f"kv_heads: {k}" for k in range(1, self.heads + 1) if self.heads % k == 0)
+            allowed = (f"kv_heads: {k}" for k in divisors(self.heads))
             raise Fault("indivisible", text, allowed, key="kv_heads")
         if not {"batch", self.over} <= set(x.axes[:-1]):
             text = f"attention runs along {self.over} of [batch {self.over} width], found [{' '.join(x.axes)}]"

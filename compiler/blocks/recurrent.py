@@ -8,7 +8,7 @@ from compiler.graph.ir import Value
 from compiler.language.block import Block, block
 from compiler.language.env import Env
 from compiler.language.fields import Count, Dim, Flag, Number
-from compiler.language.scope import Fault
+from compiler.language.scope import Fault, divisors
 
 
 @block
@@ -45,7 +45,7 @@ class RGLRU(Block):
         size = int(x.type.size(axis).constant)
         width, rest = divmod(size, self.blocks)
         if rest:
-            allowed = (str(n) for n in range(1, size + 1) if size % n == 0)
+            allowed = (str(n) for n in divisors(size))
             text = f"{axis} = {size} does not divide into {self.blocks} blocks"
             raise Fault("indivisible", text, allowed, key="blocks")
         parts = b.split(env.compute(x), axis, blocks=self.blocks, block=width)

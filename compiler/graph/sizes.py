@@ -25,7 +25,7 @@ class Opaque:
         return f"{self.function}({', '.join(str(a) for a in self.args)})"
 
 
-Atom = Union[str, Opaque]
+Atom = str | Opaque
 Monomial = tuple[tuple[Atom, int], ...]
 SizeLike = Union["Size", int, float]
 

@@ -1,27 +1,26 @@
 """Elaborate: a checked spec becomes an op graph. Forms (residual, repeat, …) are in ``forms``; block kinds in
-``compiler/blocks``; a block of the spec is a body or a program. All problems are collected, not only the first."""
+``compiler/blocks``; blocks of the spec in ``user_blocks``. All problems are collected, not only the first."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from compiler.errors import Position, SpecError, nearest
 from compiler.graph.ir import Value
 from compiler.graph.types import TypeProblem
-from compiler.language import program
 from compiler.language.block import Block, kinds
-from compiler.language.fields import META, validate
+from compiler.language.env import Share, settled
+from compiler.language.fields import validate
 from compiler.language.frame import Frame
 from compiler.language.nodes import NodeSpec, read_node
-from compiler.language.scope import FAILED, AxisArg, Fault, Scope, Slot, Told, Unroll, Word, shown
+from compiler.language.scope import FAILED, Fault, Slot, Told, shown
 from compiler.ops.elementwise import TABLE
 from compiler.source.yaml import YList, YMap
 
-DEPTH = 24  # blocks inside blocks
-MAX_NODES = 20_000  # elaborated: a repeat's cycle counts once, layers written out count each
+MAX_WORK, MAX_OPS = 6_000, 20_000  # a repeat's cycle counts once, layers written out count each
 
 
 def chain(raw: Any, position: Position | None, x: Value | None, frame: Frame) -> Value | None:
@@ -48,14 +47,25 @@ class Enough(Exception):
     """The spec writes out more nodes than any model has: going on would take long."""
 
 
+def work(frame: Frame, steps: int, position: Position | None) -> None:
+    """Counts what is elaborated, so that no short text (blocks that call blocks ten times each) takes long."""
+    problems, progress = frame.env.scope.problems, frame.env.progress
+    progress.work += steps
+    ops, b = 0, frame.env.b
+    while b is not None:
+        ops, b = ops + len(b.nodes), b.parent  # type: ignore[assignment]
+    if progress.work > MAX_WORK or ops > MAX_OPS:
+        text = f"the spec writes out more than {MAX_WORK:,} nodes or {MAX_OPS:,} ops"
+        problems.add("too-large", f"{text}: layers that are alike belong in a repeat", position)
+        raise Enough
+    if problems.full:
+        raise Enough
+
+
 def node(raw: Any, position: Position | None, x: Value | None, frame: Frame) -> Value | None:
     """One node. Its value, or None with the problem told."""
-    problems, progress = frame.env.scope.problems, frame.env.progress
-    progress.nodes += 1
-    if progress.nodes > MAX_NODES:
-        text = f"the spec writes out more than {MAX_NODES:,} nodes: layers that are alike belong in a repeat"
-        problems.add("too-large", text, position)
-        raise Enough
+    problems = frame.env.scope.problems
+    work(frame, 1, position)
     spec = read_node(raw, position, problems)
     if spec is None:
         return None
@@ -93,7 +103,7 @@ def _node(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
             frozen=env.frozen or bool(spec.frozen),
             init=spec.init or env.init,
             dtype=spec.dtype or env.dtype,
-            share=_shared(spec.share, frame) if spec.share else None,
+            share=Share(_shared(spec.share, frame)) if spec.share else env.share,
         )
     inner = dataclasses.replace(frame, env=env) if env is not frame.env else frame
     value = None
@@ -139,7 +149,7 @@ def _sources(spec: NodeSpec, x: Value | None, frame: Frame) -> tuple[Value | Non
     return x, ports
 
 
-def _check_ports(spec: NodeSpec, ports: dict[str, Value | None], allowed: tuple[str, ...], frame: Frame) -> None:
+def check_ports(spec: NodeSpec, ports: dict[str, Value | None], allowed: tuple[str, ...], frame: Frame) -> None:
     for port in ports:
         if port not in allowed and isinstance(spec.source, YMap):
             hint = nearest(port, allowed) or (f"from: {spec.source[port]}" if allowed == ("input",) else None)
@@ -149,16 +159,17 @@ def _check_ports(spec: NodeSpec, ports: dict[str, Value | None], allowed: tuple[
 
 def _elaborate(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
     from compiler.language.forms import FORMS
+    from compiler.language.user_blocks import slot_node, user_block
 
     scope = frame.env.scope
     if scope.args.get(spec.kind) is FAILED:
         raise Told
     if isinstance(scope.args.get(spec.kind), Slot):
-        return _slot(scope.args[spec.kind], spec, x, ports, frame)
+        return slot_node(scope.args[spec.kind], spec, x, ports, frame)
     if spec.kind in frame.defs:
         return user_block(spec, x, ports, frame)
     if spec.kind in FORMS:
-        with _placed(frame, spec):
+        with placed(frame, spec):
             return FORMS[spec.kind](spec, x, frame)
     if spec.kind in kinds():
         return _kind(kinds()[spec.kind], spec, x, ports, frame)
@@ -171,7 +182,7 @@ def _elaborate(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], 
             raise Fault(
                 "dtype-mismatch", f"{spec.kind} takes floats, found {x.type.dtype}", (), "embed the tokens first"
             )
-        with _placed(frame, spec):
+        with placed(frame, spec):
             return frame.env.b.__getattr__(spec.kind)(x)
     return _unknown(spec, x, ports, frame)
 
@@ -191,7 +202,7 @@ def _unknown(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], fr
     problems.add("unknown-block", message, spec.position, allowed=known, suggestion=meant)
     if meant is None:
         return None
-    before, count = len(problems.items), frame.env.progress.nodes
+    before, count = len(problems.items), frame.env.progress.work
     try:
         value = _elaborate(dataclasses.replace(spec, kind=meant, raw=None), x, ports, frame)
     except (Fault, SpecError, TypeProblem, Told):
@@ -199,12 +210,12 @@ def _unknown(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], fr
     if len(problems.items) > before:  # something else was meant: nothing certain can be said of it
         del problems.items[before:]
         value = None
-    frame.env.progress.nodes = count
+    frame.env.progress.work = count
     return value
 
 
 @contextmanager
-def _placed(frame: Frame, spec: NodeSpec, name: str = "") -> Iterator[None]:
+def placed(frame: Frame, spec: NodeSpec, name: str = "") -> Iterator[None]:
     with frame.env.b.at(name, spec.position):
         yield
 
@@ -212,7 +223,7 @@ def _placed(frame: Frame, spec: NodeSpec, name: str = "") -> Iterator[None]:
 def _kind(
     cls: type[Block], spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame
 ) -> Value | None:
-    _check_ports(spec, ports, ("input", *cls.ports), frame)
+    check_ports(spec, ports, ("input", *cls.ports), frame)
     name = frame.local_name(spec.kind, spec.name)
     made = validate(cls, spec.args, frame.env.scope, spec.kind, spec.args_position, spec.text)
     if made is None or (x is None and not cls.source) or any(ports.get(p, x) is None for p in cls.ports):
@@ -223,164 +234,10 @@ def _kind(
         raise Fault("dtype-mismatch", f"{spec.kind} takes floats, found {found}", (), "embed the tokens first")
     if x is not None and not x.axes:
         raise Fault("missing-axis", f"{spec.kind} takes a tensor with axes, found a single number")
-    with _placed(frame, spec, name):
-        frame.paths[spec.name or spec.kind] = frame.env.share or frame.env.b.path
-        return made.build(frame.env, x, **{p: v for p, v in ports.items() if p in cls.ports})  # type: ignore[arg-type]
+    with placed(frame, spec, name):
+        env = settled(frame.env)
+        frame.paths[spec.name or spec.kind] = env.share.path(env.b.path) if env.share else env.b.path
+        return made.build(env, x, **{p: v for p, v in ports.items() if p in cls.ports})  # type: ignore[arg-type]
 
 
-def _slot(slot: Slot, spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
-    """The node that the caller passed, with the caller's args and the dims of this place."""
-    if ports:
-        raise Fault(
-            "unknown-port", f"{spec.kind} is a node given by the caller: only `from: name` goes beside it", key="from"
-        )
-    if spec.args is not None:
-        raise Fault("unexpected-options", f"{spec.kind} is a node given by the caller and takes no options here",
-                    suggestion="give the options where the node is passed", key=spec.kind)  # fmt: skip
-    scope = frame.env.scope.with_args(slot.args)
-    inner = dataclasses.replace(frame, env=frame.env.but(scope=scope))
-    return node(slot.raw, slot.position, x, inner)
-
-
-def user_block(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], frame: Frame) -> Value | None:
-    """A block written in the spec. Without a value its body is still read, to find what is wrong in it."""
-    definition = frame.defs[spec.kind]
-    problems = frame.env.scope.problems
-    if spec.kind in frame.stack or len(frame.stack) >= DEPTH:
-        blocks = frozenset(frame.stack[frame.stack.index(spec.kind) :] if spec.kind in frame.stack else frame.stack)
-        if any(blocks & told for told in frame.env.progress.cycles):
-            raise Told
-        frame.env.progress.cycles.add(blocks)
-        loop = " -> ".join([*frame.stack[frame.stack.index(spec.kind) if spec.kind in frame.stack else 0 :], spec.kind])
-        raise Fault("block-cycle", f"blocks contain each other without end: {loop}")
-    frame.env.progress.used.add(spec.kind)
-    allowed = ("input", *(definition.inputs or ()))
-    _check_ports(spec, ports, allowed, frame)
-    for port in definition.inputs or ():
-        if port not in ports:
-            hint = f"from: {{{port}: a node's name}}"
-            problems.add("missing-port", f"{spec.kind} needs its input {port}", spec.at("from"), allowed=allowed,
-                         suggestion=hint)  # fmt: skip
-            ports[port] = None
-    args = _bind(spec, definition, frame)
-    path_name = frame.local_name(spec.kind, spec.name)
-    scope = dataclasses.replace(frame.env.scope, args=args)
-    scope = bind_dims(definition.dims, scope, problems)
-    env = frame.env.but(scope=scope)
-    inner = Frame(env, {**ports}, frame, frame.defs, ambiguous=frame.ambiguous, stack=(*frame.stack, spec.kind))
-    with _placed(frame, spec, path_name):
-        frame.paths[spec.name or spec.kind] = env.share or env.b.path
-        if definition.program is not None:
-            inner.values["input"] = x
-            return program.run(definition, x, ports, inner)
-        inner.transparent = _is_one_block(definition.body)
-        return chain(definition.body, definition.body.position, x, inner)
-
-
-def unused_blocks(raw: YMap, frame: Frame) -> list[str]:
-    """Reads the blocks that nothing used, to find what is wrong in them; a warning for each."""
-    problems, unused = frame.env.scope.problems, []
-    for name, definition in frame.defs.items():
-        if name in frame.env.progress.used:
-            continue
-        unused.append(f"nothing uses the block {name}")
-        before = list(problems.items)
-        args = dict.fromkeys([*(definition.args or ())], FAILED)
-        spec = NodeSpec(name, args, raw.key_position[name], None, name=f"{name}_unused")
-        env = frame.env.but(scope=dataclasses.replace(frame.env.scope, layer=0))
-        with suppress(Told, Fault):
-            user_block(spec, None, dict.fromkeys(definition.inputs or ()), dataclasses.replace(frame, env=env))
-        # what it takes by name from around it, only a caller can say
-        found = [p for p in problems.items[len(before) :] if p.code != "unknown-node"]
-        problems.items[:] = [*before, *found]
-    return unused
-
-
-def _is_one_block(body: Any) -> bool:
-    """A body of one unnamed block: `norm: {body: [{rms_norm: …}]}` has its weight at `norm.scale`."""
-    from compiler.language.forms import FORMS
-
-    if len(body) != 1:
-        return False
-    only = body[0]
-    if isinstance(only, str):
-        return only not in FORMS
-    return isinstance(only, dict) and "name" not in only and not any(k in FORMS for k in only)
-
-
-def bind_dims(raw: Any, scope: Scope, problems: Any) -> Scope:
-    """Dims rebound for a block and what is below it, in order: later ones may use earlier ones."""
-    for name, value in (raw or {}).items():
-        try:
-            size = scope.count(value, f"dim {name}")
-        except (Fault, Told) as e:
-            if isinstance(e, Fault):
-                e.tell(problems, raw.within(name, e.offset) if isinstance(raw, YMap) else None)
-            scope = scope.without_dim(name)
-        else:
-            scope = scope.with_dims({name: size})
-    return scope
-
-
-def _bind(spec: NodeSpec, definition: Any, frame: Frame) -> dict[str, Any]:
-    """Arguments of a call of a block of the spec: given ones in the caller's scope, defaults in the block's own."""
-    scope, problems = frame.env.scope, frame.env.scope.problems
-    declared = definition.args or {}
-    given = spec.args if spec.args is not None else {}
-    if not isinstance(given, dict):
-        text = (
-            f"{spec.kind} takes options by name, found {shown(given)}" if declared else f"{spec.kind} takes no options"
-        )
-        Fault("wrong-type", text, declared).tell(problems, spec.at(spec.kind))
-        given = dict.fromkeys(declared, FAILED)
-    meant: set[str | None] = set()
-    for key in given:
-        if key not in declared:
-            where = given.key_position[key] if isinstance(given, YMap) else spec.position
-            hint = nearest(key, declared)
-            meant.add(hint)
-            if key in META:
-                problems.add("misplaced-key", f"{key} belongs beside {spec.kind}:, not among its options", where,
-                             suggestion=f"write {key} in the same column as {spec.kind}")  # fmt: skip
-            else:
-                problems.add(
-                    "unknown-key", f"{spec.kind} has no option {key}", where, allowed=declared, suggestion=hint
-                )
-    bound: dict[str, Any] = dict(scope.top)
-    for name, default in declared.items():
-        own = name not in given
-        raw, table = (default, declared) if own else (given[name], given)
-        bound[name] = FAILED
-        if raw is FAILED or (own and name in meant):
-            continue
-        here = dataclasses.replace(scope, args={k: v for k, v in bound.items() if k != name}) if own else scope
-        where = table.value_position.get(name) if isinstance(table, YMap) else None
-        try:
-            bound[name] = _argument(name, default, raw, own, where, here, spec)
-        except Told:
-            pass
-        except Fault as e:
-            inside = table.within(name, e.offset) if isinstance(table, YMap) else where
-            e.tell(problems, spec.position if own and e.code == "missing-key" else inside)
-    return bound
-
-
-def _argument(name: str, default: Any, raw: Any, own: bool, where: Position | None, here: Scope, spec: NodeSpec) -> Any:
-    """The value of one argument. ``default`` may say what it must be: a node (block), a size, a number."""
-    if own and default in ("block", "size", "number"):
-        what = {"block": "a node", "size": "a size", "number": "a number"}[default]
-        raise Fault("missing-key", f"{spec.kind} needs {name}: {what}")
-    if default == "block":
-        existing = here.args.get(raw) if isinstance(raw, str) else None
-        if existing is FAILED:
-            raise Told
-        return existing if isinstance(existing, Slot) else Slot(raw, where, here.args)
-    if default == "size":
-        return here.axis(raw, name, name)
-    if default == "number":
-        return here.number(raw)
-    value = here.value(raw)
-    return Word.at(value, where) if type(value) is str else value
-
-
-__all__ = ["AxisArg", "Unroll", "bind_dims", "chain", "node", "user_block"]
+__all__ = ["Enough", "chain", "node", "work"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compiler.errors import Problem, SpecError
+from compiler.errors import Problem, SpecError, nearest
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Value
 from compiler.graph.region import Region
@@ -37,9 +37,24 @@ class Weights:
 class Progress:
     """What was elaborated so far."""
 
-    nodes: int = 0
+    work: int = 0  # nodes and program lines
     used: set[str] = field(default_factory=set)  # blocks of the spec
     cycles: set[frozenset[str]] = field(default_factory=set)  # of blocks, told
+
+
+@dataclass(frozen=True)
+class Share:
+    """A node that uses another's weights: what is called ``own.x`` here is ``target.x`` there."""
+
+    target: str
+    own: str | None = None  # known once the node has its place
+
+    def at(self, path: str) -> Share:
+        return self if self.own is not None else Share(self.target, path)
+
+    def path(self, mine: str) -> str:
+        rest = mine.removeprefix(self.own or "").lstrip(".")
+        return ".".join(p for p in (self.target, rest) if p)
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class Env:
     frozen: bool = False
     init: str | None = None
     dtype: str | None = None
-    share: str | None = None  # path whose parameters are used instead of own ones
+    share: Share | None = None
     layers: tuple[Layers, ...] = ()  # of the repeats around, outermost first
     inline_layer: int | None = None
     progress: Progress = field(default_factory=Progress)
@@ -75,7 +90,8 @@ class Env:
         dtype: str | None = None,
     ) -> Value:
         """A parameter. With ``to`` it is a linear map from ``axes`` to ``to``; without, a plain tensor."""
-        path = ".".join(p for p in (self.share or self.b.path, name) if p)
+        path = ".".join(p for p in (self.b.path, name) if p)
+        path = self.share.path(path) if self.share else path
         full = TensorType.make([*axes, *(to or ())], dtype or self.dtype or self.policy.params)
         for axis, size in full.pairs:
             if not size.is_constant:
@@ -85,8 +101,10 @@ class Env:
         stack = (*self.layers, *own)
         label = path + "".join(f"[{s}]" if s.count > 1 else f"[{s.start}]" for s in stack)
         op = Parameter(path, label, len(axes) if to is not None else None, self.init or init, not self.frozen, stack)
+        if self.share:
+            return self._known(path, label, full)
         known = self.weights.ops.get(label)
-        if known is not None and not self.share:
+        if known is not None:
             raise SpecError(
                 Problem(
                     "duplicate-name",
@@ -95,6 +113,24 @@ class Env:
                 )
             )
         return self._stacked(self.b, label, op, full)
+
+    def _known(self, path: str, label: str, t: TensorType) -> Value:
+        """The weight of the node shared with: of the same layers, or one outside the repeats."""
+        for known in (label, path):
+            if known in self.weights.leaves:
+                here = self.b if known == label else None
+                if here is None:  # used as it is: a region captures it
+                    found = self.weights.leaves[known]
+                    if found.type != t:
+                        raise self._mismatch(known, found.type, t)
+                    return found
+                return self._stacked(self.b, known, self.weights.ops[known], t)
+        held = sorted({op.path for op in self.weights.ops.values()})
+        text = f"share: {path} is no weight of the node shared with"
+        raise SpecError(Problem("unknown-name", text, self.b.position, tuple(held), nearest(path, held)))
+
+    def _mismatch(self, label: str, mine: TensorType, other: TensorType) -> SpecError:
+        return SpecError(Problem("axis-mismatch", f"{label} is {mine} and would be shared as {other}", self.b.position))
 
     def _stacked(self, b: Builder, label: str, op: Parameter, t: TensorType) -> Value:
         if isinstance(b, Region):
@@ -105,11 +141,7 @@ class Env:
             self.weights.leaves[label] = b.append(op, (), (t,))[0]
             self.weights.ops[label] = op
         elif self.weights.leaves[label].type != t:
-            mine = " ".join(f"{a}={s}" for a, s in self.weights.leaves[label].type.pairs)
-            other = " ".join(f"{a}={s}" for a, s in t.pairs)
-            raise SpecError(
-                Problem("axis-mismatch", f"{label} is [{mine}] and would be shared as [{other}]", b.position)
-            )
+            raise self._mismatch(label, self.weights.leaves[label].type, t)
         return self.weights.leaves[label]
 
     def number(self, value: float | tuple[float, ...], dtype: str) -> Value:
@@ -152,6 +184,11 @@ class Env:
             y = self.b.add(y, self.b.cast(vector, y.type.dtype))
         renamed = {f: a for (f, _), (a, _) in zip(fresh, to, strict=True) if f != a}
         return self.b.rename(y, **renamed) if renamed else y
+
+
+def settled(env: Env) -> Env:
+    """The environment of a node that has its place: `share` is relative to it."""
+    return env.but(share=env.share.at(env.b.path)) if env.share else env
 
 
 def input_leaf(b: Builder, label: str, t: TensorType) -> Value:

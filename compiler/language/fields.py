@@ -103,7 +103,7 @@ def _field(check: Callable[[Scope, Any, str], Any], schema: dict[str, Any]) -> A
                 e.code,
                 "{text}",
                 {
-                    "text": e.message.removeprefix(f"{info.field_name} "),
+                    "text": e.message.replace(f"{info.field_name} must", "must", 1),
                     "allowed": list(e.allowed),
                     "suggestion": e.suggestion,
                     "offset": e.offset,

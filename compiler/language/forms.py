@@ -88,6 +88,9 @@ def _combine(fn: str, spec: NodeSpec, x: Value | None, frame: Frame) -> Value | 
     for value in values[1:]:
         if total is None or value is None:
             return None
+        if not (set(total.axes) <= set(value.axes) or set(value.axes) <= set(total.axes)):
+            sides = f"[{' '.join(total.axes)}] and [{' '.join(value.axes)}]"
+            raise Fault("axis-mismatch", f"a {spec.kind} joins {sides}: the axes of one must be among the other's")
         total = getattr(frame.env.b, fn)(total, frame.env.b.cast(value, total.type.dtype))
     return total
 

@@ -16,12 +16,13 @@ from compiler.graph.sizes import BATCH, SEQ, Size, SizeLike
 from compiler.graph.types import TensorType
 from compiler.language import checks
 from compiler.language import load as loading
-from compiler.language.elaborate import Enough, chain, unused_blocks
+from compiler.language.elaborate import Enough, chain
 from compiler.language.env import Env, Policy, Weights, input_leaf
 from compiler.language.frame import Frame
 from compiler.language.load import Document
 from compiler.language.scope import FAILED, Fault, Scope, Told, Word, shown
 from compiler.language.spec import Spec
+from compiler.language.user_blocks import unused_blocks
 from compiler.ops.leaves import Parameter
 from compiler.source.yaml import YList, YMap
 
@@ -103,7 +104,7 @@ def _scope(spec: Spec, raw: YMap, problems: Problems) -> Scope:
     """Dims and args, each may use those before it; args may use dims too."""
     scope = Scope({}, {}, problems=problems)
     tables = {s: t for s in ("dims", "args") if isinstance(t := raw.get(s), YMap)}
-    later = [n for t in tables.values() for n in t]
+    later = {n: None for t in tables.values() for n in t}
     for section, table in tables.items():
         for name, value in table.items():
             before = scope
@@ -119,18 +120,20 @@ def _scope(spec: Spec, raw: YMap, problems: Problems) -> Scope:
                 scope = (
                     before.without_dim(name) if section == "dims" else before.with_args({**before.args, name: FAILED})
                 )
-            later.remove(name)
+            later.pop(name, None)
+            if problems.full:
+                break
     return dataclasses.replace(scope, top=scope.args)
 
 
-def _arg(name: str, value: Any, later: list[str], table: YMap, scope: Scope) -> Any:
+def _arg(name: str, value: Any, later: Mapping[str, None], table: YMap, scope: Scope) -> Any:
     if isinstance(value, str) and value.strip() in later:
         raise Fault("unknown-name", "", name=value.strip())
     found = scope.value(value)
     return Word.at(found, table.within(name)) if type(found) is str else found
 
 
-def _order(e: Fault, what: str, name: str, later: list[str]) -> None:
+def _order(e: Fault, what: str, name: str, later: Mapping[str, None]) -> None:
     """An unknown name that is declared, but too late to be used here."""
     if e.code == "unknown-name" and e.name in later:
         e.code = "circular-name" if e.name == name else "later-name"

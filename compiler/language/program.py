@@ -14,6 +14,7 @@ from compiler.language.call import call, callable_functions
 from compiler.language.frame import Frame
 from compiler.language.nodes import check_dtype, check_init
 from compiler.language.scope import FAILED, AxisArg, Fault, Told, shown
+from compiler.language.spec import MAX_AXES
 from compiler.source.expr import FUNCTIONS as ARITHMETIC_FUNCTIONS
 from compiler.source.expr import Binary, Brackets, Call, Expr, ExprError, Name, Number, Unary, children, evaluate, parse
 from compiler.source.yaml import YMap
@@ -243,12 +244,12 @@ def _option(tree: Expr, names: dict[str, Any], frame: Frame) -> Any:
             return tree.id == "true"
         if tree.id == "null":
             return None
-        given = frame.env.scope.args.get(tree.id)
+        if tree.id not in frame.env.scope.args:
+            return tree.id
+        given = frame.env.scope.args[tree.id]  # may be null
         if given is FAILED:
             raise Told
-        if given is not None:
-            return given.axis if isinstance(given, AxisArg) else given
-        return tree.id
+        return given.axis if isinstance(given, AxisArg) else given
     value = _eval(tree, names, frame)
     return value.leaf if isinstance(value, Weight) else value
 
@@ -278,6 +279,8 @@ def _param(name: str, raw: Any, frame: Frame) -> Weight:
     if not isinstance(axes, str):
         raise Fault("wrong-type", f"axes are words like 'embed -> mlp', found {shown(axes)}", key="axes")
     sides = [side.split() for side in axes.split("->")]
+    if sum(map(len, sides)) > MAX_AXES:
+        raise Fault("too-large", f"at most {MAX_AXES} axes", key="axes")
     if len(sides) > 2 or (len(sides) == 2 and not all(sides)):
         raise Fault("wrong-type", f"axes are 'a b' or 'a -> b', found {shown(axes)}", key="axes")
     scope = frame.env.scope

@@ -210,6 +210,12 @@ class Scope:
         return self.number(raw)
 
 
+def divisors(n: int) -> list[int]:
+    """All divisors, in order; quick for any size (at most 10 ** 12)."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
 def shown(value: Any) -> str:
     """A value as people read it in an error: 'text', 3, a list, nothing."""
     if value is None:

@@ -22,6 +22,9 @@ class Dtypes(BaseModel):
     residual: Dtype | None = Field(default=None, description="the residual stream; default: as compute")
 
 
+MAX_AXES = 16  # of one tensor
+
+
 class InputSpec(BaseModel):
     """One input of the model: `tokens` (batch seq), `features` (batch and the axes given), `image`, `video`."""
 
@@ -44,6 +47,8 @@ class InputSpec(BaseModel):
             needs("axes", "features need axes, such as [frames, width]")
         if self.kind in ("image", "video") and (self.size is None or len(self.size) != 2):
             needs("size", f"{'an image' if self.kind == 'image' else 'a video'} needs size: [height, width]")
+        if len(self.axes or []) > MAX_AXES:
+            raise PydanticCustomError("too-large", f"at most {MAX_AXES} axes", {"key": "axes"})
         for axis in self.axes or []:
             if not axis.isidentifier() or axis == "batch" or (self.axes or []).count(axis) > 1:
                 text = f"axes are distinct names, without the batch; found '{axis}'"

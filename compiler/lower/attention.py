@@ -16,7 +16,7 @@ import numpy as np
 
 from compiler.graph.ir import Node
 from compiler.lower.basic import align
-from compiler.lower.registry import Array, Context, lowers, read
+from compiler.lower.registry import Array, Context, StackSlot, lowers, read
 from compiler.ops.attention import BLOCK, Attend, AttendCached, AttendGradient, _Attention
 
 NEGATIVE = -1e30  # below any score; finite, so that a fully masked row gives 0 and not NaN
@@ -135,15 +135,9 @@ def blocked(
     precision: Any,
 ) -> tuple[Array, Array]:
     """As ``plain``, tile by tile: memory grows with the length, not with its square."""
-    b, t, kv, group, _ = q.shape
+    t = q.shape[1]
     q = _padded(q, 1, BLOCK)
-    rows = q.shape[1]
-    width = sources[0].v.shape[-1]
-    carry = (
-        jnp.full((b, rows, kv, group), NEGATIVE, jnp.float32),
-        jnp.zeros((b, rows, kv, group), jnp.float32),
-        jnp.zeros((b, rows, kv, group, width), jnp.float32),
-    )
+    carry = _nothing(q, sources[0].v.shape[-1])
     for source in sources:
         n = source.k.shape[2]
         k, v = _padded(source.k, 2, BLOCK), _padded(source.v, 2, BLOCK)
@@ -151,12 +145,10 @@ def blocked(
         i, j = pairs(op, t, n, source.positions is None)
 
         def tile(
-            carry: Any, ij: Any, k: Array = k, v: Array = v, n: int = n, places: Array | None = places
-        ) -> tuple[Any, None]:
-            top, total, acc = carry
+            carry: Carry, ij: Any, k: Array = k, v: Array = v, n: int = n, places: Array | None = places
+        ) -> tuple[Carry, None]:
             qi, kj = ij[0] * BLOCK, ij[1] * BLOCK
             cut = lambda x, at, axis=1: jax.lax.dynamic_slice_in_dim(x, at, BLOCK, axis)  # noqa: E731
-            scores = _scores(op, cut(q, qi), cut(k, kj, 2), precision)
             steps = jnp.arange(BLOCK)
             if places is None:
                 keys = kj + steps
@@ -166,23 +158,87 @@ def blocked(
             else:
                 assert start is not None
                 mask = _mask(op, start[:, None] + qi + steps, cut(places, kj))
-            mask = _bias(mask)
-            scores = jnp.where(mask, scores, NEGATIVE)
-            old = jnp.moveaxis(cut(top, qi), 1, 3)
-            new = jnp.maximum(old, jnp.max(scores, -1))
-            weights = jnp.where(mask, jnp.exp(scores - new[..., None]), 0.0)
-            fade = jnp.moveaxis(jnp.exp(old - new), 3, 1)
-            partial = jnp.einsum("bkgts,bksd->btkgd", weights.astype(v.dtype), cut(v, kj, 2), precision=precision,
-                                 preferred_element_type=jnp.float32)  # fmt: skip
+            mine = tuple(cut(x, qi) for x in carry)
+            folded = _fold(op, mine, cut(q, qi), cut(k, kj, 2), cut(v, kj, 2), _bias(mask), precision)
             put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, qi, 1)  # noqa: E731
-            total = put(total, cut(total, qi) * fade + jnp.moveaxis(jnp.sum(weights, -1), 3, 1))
-            acc = put(acc, cut(acc, qi) * fade[..., None] + partial)
-            return (put(top, jnp.moveaxis(new, 3, 1)), total, acc), None
+            return tuple(put(x, y) for x, y in zip(carry, folded, strict=True)), None
 
         carry, _ = jax.lax.scan(tile, carry, (jnp.asarray(i), jnp.asarray(j)))
+    out, sums = _finish(carry)
+    return out[:, :t], sums[:, :t]
+
+
+Carry = tuple[
+    Array, ...
+]  # of an online softmax: maximum and sum [b, t, kv, group], weighted values [b, t, kv, group, d]
+
+
+def _nothing(q: Array, width: int) -> Carry:
+    """The carry before any key."""
+    shape = q.shape[:4]
+    return jnp.full(shape, NEGATIVE, jnp.float32), jnp.zeros(shape), jnp.zeros((*shape, width))
+
+
+def _fold(op: _Attention, carry: Carry, q: Array, k: Array, v: Array, mask: Array, precision: Any) -> Carry:
+    """The carry with the keys of one tile taken in."""
+    top, total, acc = carry
+    scores = jnp.where(mask, _scores(op, q, k, precision), NEGATIVE)
+    old = jnp.moveaxis(top, 1, 3)
+    new = jnp.maximum(old, jnp.max(scores, -1))
+    weights = jnp.where(mask, jnp.exp(scores - new[..., None]), 0.0)
+    fade = jnp.moveaxis(jnp.exp(old - new), 3, 1)
+    partial = jnp.einsum("bkgts,bksd->btkgd", weights.astype(v.dtype), v, precision=precision,
+                         preferred_element_type=jnp.float32)  # fmt: skip
+    total = total * fade + jnp.moveaxis(jnp.sum(weights, -1), 3, 1)
+    return jnp.moveaxis(new, 3, 1), total, acc * fade[..., None] + partial
+
+
+def _finish(carry: Carry) -> tuple[Array, Array]:
+    """Output and log-sums."""
     top, total, acc = carry
     safe = jnp.where(total > 0, total, 1.0)
-    return (acc / safe[..., None])[:, :t], (top + jnp.log(safe))[:, :t]
+    return acc / safe[..., None], top + jnp.log(safe)
+
+
+def streamed(
+    op: _Attention, q: Array, keys: Cached, values: Cached, own: Source, start: Array, precision: Any
+) -> tuple[Array, Array]:
+    """Few queries over a long cache that is read tile by tile where it lies, without a copy of a layer's slice."""
+    steps, queries = jnp.arange(keys.tile), start[:, None] + jnp.arange(q.shape[1])
+
+    def tile(j: Array, carry: Carry) -> Carry:
+        at = j * keys.tile
+        mask = _mask(op, queries, slot_positions(start, at + steps, keys.slots))
+        return _fold(op, carry, q, keys.read(at, own.k.dtype), values.read(at, own.v.dtype), _bias(mask), precision)
+
+    carry = jax.lax.fori_loop(0, keys.slots // keys.tile, tile, _nothing(q, own.v.shape[-1]))
+    mine = jnp.arange(q.shape[1])
+    return _finish(_fold(op, carry, q, own.k, own.v, _bias(_mask(op, mine, mine)), precision))
+
+
+@dataclass
+class Cached:
+    """A cache of one layer that is read tile by tile; ``axes`` as it lies."""
+
+    state: Any  # an array, or a StackSlot
+    axes: tuple[str, ...]
+    order: tuple[str, ...]  # [batch, kv, slots, d]
+    slots: int
+
+    @property
+    def tile(self) -> int:
+        """Slots of one tile: at most an eighth of the cache where that is not tiny, and a divisor of it."""
+        most = min(BLOCK, max(64, self.slots // 8), self.slots)
+        return max(d for d in range(1, most + 1) if self.slots % d == 0)
+
+    def read(self, at: Array, dtype: Any) -> Array:
+        stack, index = (self.state.stack, self.state.index) if isinstance(self.state, StackSlot) else (self.state, ())
+        shape = list(stack.shape[len(index) :])
+        starts: list[Any] = [jnp.zeros((), jnp.int32)] * len(shape)
+        where = self.axes.index("slots")
+        shape[where], starts[where] = self.tile, at
+        part = jax.lax.dynamic_slice(stack, (*index, *starts), (*[1] * len(index), *shape)).reshape(shape)
+        return align(part, self.axes, self.order).astype(dtype)
 
 
 IMPLEMENTATIONS = {"plain": plain, "blocked": blocked}
@@ -191,14 +247,14 @@ IMPLEMENTATIONS = {"plain": plain, "blocked": blocked}
 @lowers(Attend)
 def _attend(ctx: Context, node: Node, q: Array, k: Array, v: Array, lengths: Array | None = None) -> tuple[Array, ...]:
     op: Any = node.op
-    ql, kl, vl, batch = _laid_out(op, node, q, k, v)
+    ql, kl, vl, batch = _laid_out(op, node, *ctx.factors(q, k, v))
     out, sums = IMPLEMENTATIONS[op.implementation](op, ql, [Source(kl, vl)], None, lengths, ctx.precision(q.dtype))
     return _back(op, node, out.astype(q.dtype), batch, q), _back(op, node, sums, batch, q)
 
 
-def slot_positions(start: Array, slots: int) -> Array:
-    """Which position each slot holds [batch, slots]: the last one before ``start`` that falls there, or below 0."""
-    index = jnp.arange(slots)
+def slot_positions(start: Array, index: Array, slots: int) -> Array:
+    """Which position the slots ``index`` hold [batch, index]: the last one before ``start`` that falls there, or
+    below 0."""
     last = start[:, None] - 1
     return last - (last - index) % slots
 
@@ -208,15 +264,22 @@ def _attend_cached(
     ctx: Context, node: Node, q: Array, k: Array, v: Array, old_k: Any, old_v: Any, start: Array
 ) -> tuple[Array, ...]:
     op: Any = node.op
-    ql, kl, vl, batch = _laid_out(op, node, q, k, v)
+    ql, kl, vl, batch = _laid_out(op, node, *ctx.factors(q, k, v))
     if len(batch) != 1:
         raise AssertionError(f"a cache has one batch axis, found {batch}")
-    cached_axes = tuple(op.keys if a == "slots" else a for a in node.operands[3].axes)
-    ck = align(read(old_k), cached_axes, (*batch, op.kv_heads, op.keys, op.dim))
-    cv = align(read(old_v), cached_axes, (*batch, op.kv_heads, op.keys, node.operands[2].axes[-1]))
-    places = slot_positions(start, ck.shape[2])
-    sources = [Source(ck.astype(kl.dtype), cv.astype(vl.dtype), places), Source(kl, vl)]
-    out, sums = IMPLEMENTATIONS[op.implementation](op, ql, sources, start, None, ctx.precision(q.dtype))
+    slots = ctx.size(node.operands[3].type.size("slots"))
+    own = Source(kl, vl)
+    keys, values = (
+        Cached(old, v.axes, (*batch, op.kv_heads, "slots", v.axes[-1]), slots)
+        for old, v in zip((old_k, old_v), node.operands[3:5], strict=True)
+    )
+    precision = ctx.precision(q.dtype)
+    if op.implementation == "streamed":
+        out, sums = streamed(op, ql, keys, values, own, start, precision)
+    else:
+        ck, cv = (align(read(c.state), c.axes, c.order).astype(kl.dtype) for c in (keys, values))
+        places = slot_positions(start, jnp.arange(slots), slots)
+        out, sums = IMPLEMENTATIONS[op.implementation](op, ql, [Source(ck, cv, places), own], start, None, precision)
     return _back(op, node, out.astype(q.dtype), batch, q), _back(op, node, sums, batch, q)
 
 
@@ -234,7 +297,7 @@ def _attend_gradient(
 ) -> tuple[Array, ...]:
     """The usual way back: p again from the log-sums; dv = p^T g; ds = p (g v^T - sum(g out)); dq, dk from ds."""
     op: Any = node.op
-    ql, kl, vl, batch = _laid_out(op, node, q, k, v)
+    ql, kl, vl, batch = _laid_out(op, node, *ctx.factors(q, k, v))
     b, t, kv, group, _ = ql.shape
 
     def rows(x: Array, axes: tuple[str, ...], last: tuple[str, ...]) -> Array:
@@ -269,7 +332,7 @@ def _attend_gradient(
         if lengths is not None:
             mask = mask & (keys < lengths[:, None])[:, None]
         p = jnp.where(_bias(mask), jnp.exp(scores - jnp.moveaxis(cut(sp, qi), 1, 3)[..., None]), 0.0)
-        dots = dict(precision=precision, preferred_element_type=jnp.float32)
+        dots: Any = {"precision": precision, "preferred_element_type": jnp.float32}
         dpb = jnp.einsum("btkgd,bksd->bkgts", gb, vb, **dots)
         ds = p * (dpb - jnp.moveaxis(cut(dp, qi), 1, 3)[..., None])
         if op.softcap:

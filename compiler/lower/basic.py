@@ -50,6 +50,7 @@ def _stop(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 @lowers(linear.Dot)
 def _dot(ctx: Context, node: Node, a: Array, b: Array) -> tuple[Array, ...]:
     left, right = node.operands
+    a, b = ctx.factors(a, b)
     letters = dict(zip(dict.fromkeys([*left.axes, *right.axes]), string.ascii_letters, strict=False))
     sides = ["".join(letters[x] for x in axes) for axes in (left.axes, right.axes, node.result.axes)]
     y = jnp.einsum(f"{sides[0]},{sides[1]}->{sides[2]}", a, b, precision=ctx.precision(a.dtype),
@@ -165,7 +166,6 @@ def _pad(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 
 @lowers(leaves.Positions)
 def _positions(ctx: Context, node: Node, start: Array | None = None) -> tuple[Array, ...]:
-    op: Any = node.op
     batch, size = ctx.shape(node.result)
     steps = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (batch, size))
     return (steps if start is None else steps + start[:, None],)

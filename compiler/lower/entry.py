@@ -43,7 +43,9 @@ def build(
     """A phase of ``spec`` for one device of ``devices`` (the mesh comes with a later issue)."""
     model = load(spec, json.loads(overrides))
     numbers = sizes_for(phase, batch, length, chunk, sizes)
-    made: Program = program(model, phase, numbers, logits=logits, fresh=whole_prompt(phase, numbers), choice=Choice.of(target.platform))
+    made: Program = program(
+        model, phase, numbers, logits=logits, fresh=whole_prompt(phase, numbers), choice=Choice.of(target.platform)
+    )
     mesh = jax.sharding.Mesh(np.array(devices[:1]), ("device",))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return Built(made.jitted(), made.arguments(whole), export, {})

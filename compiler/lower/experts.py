@@ -56,6 +56,7 @@ def _expert_dot(ctx: Context, node: Node, x: Array, w: Array, groups: Array) -> 
     op: Any = node.op
     left, right = node.operands[:2]
     out = node.result.type
+    x, w = ctx.factors(x, w)
     if op.implementation == "ragged":
         w = align(
             w,

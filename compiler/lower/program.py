@@ -32,13 +32,14 @@ class Program:
     parameters: Mapping[str, TensorType]
     states: Mapping[str, TensorType]
     inputs: Mapping[str, TensorType]
+    widen: bool = False
 
     def function(self, watch: Any = None) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
         """The untraced function. States that the phase does not change pass through."""
 
         def fn(params: Tree, state: Tree, inputs: Tree) -> tuple[Tree, Tree]:
             leaves = {**params, **state, **inputs}
-            results = run(self.graph, Context(self.sizes, leaves, watch))
+            results = run(self.graph, Context(self.sizes, leaves, watch, self.widen))
             new = {k.removeprefix("state:"): v for k, v in results.items() if k.startswith("state:")}
             return {k: v for k, v in results.items() if not k.startswith("state:")}, {**state, **new}
 
@@ -77,7 +78,7 @@ def program(
     cache holds), and the model's other variable axes. ``print_after`` gets the graph after each pass. Raises
     PhaseError, SpecError."""
     pipeline = phase_pipeline(model, phase, sizes, logits=logits, fresh=fresh, choice=choice)
-    return _program(phase, pipeline.run(model.graph, print_after), sizes)
+    return _program(phase, pipeline.run(model.graph, print_after), sizes, choice)
 
 
 def training(
@@ -92,10 +93,10 @@ def training(
     """Loss and gradients: outputs ``loss`` (mean next-token cross-entropy) and ``gradient:<label>`` of each
     trainable parameter in ``wrt`` (default: all). Inputs: the tokens, and ``seq_lengths`` [batch]."""
     pipeline = training_pipeline(model, sizes, wrt=wrt, keep=keep, choice=choice)
-    return _program("train", pipeline.run(model.graph, print_after), sizes)
+    return _program("train", pipeline.run(model.graph, print_after), sizes, choice)
 
 
-def _program(phase: str, graph: Graph, sizes: Mapping[str, int]) -> Program:
+def _program(phase: str, graph: Graph, sizes: Mapping[str, int], choice: Choice) -> Program:
     made = PhaseGraph(phase, graph)
     states = {label: t for label, (_, t) in made.states().items()}
-    return Program(phase, graph, dict(sizes), made.parameters(), states, made.inputs())
+    return Program(phase, graph, dict(sizes), made.parameters(), states, made.inputs(), choice.widen)

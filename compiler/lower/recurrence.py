@@ -82,6 +82,8 @@ def _short_conv(ctx: Context, node: Node, x: Array, kernel: Array, tail: Any = N
         before = jnp.zeros((x.shape[0], taps - 1, *x.shape[2:]), x.dtype)
     else:
         before = align(read(tail), node.operands[2].axes, ("batch", "taps", *rest)).astype(x.dtype)
+    if op.reverse:
+        before = jnp.flip(before, 1)
     joined = jnp.concatenate([before, x], 1).astype(jnp.float32)
     length = x.shape[1]
     y = sum(jax.lax.slice_in_dim(joined, k, k + length, axis=1) * kernel[k] for k in range(taps))

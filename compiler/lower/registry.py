@@ -38,6 +38,7 @@ class Context:
     sizes: Mapping[str, int]
     leaves: Mapping[str, Any] = field(default_factory=dict)
     watch: Callable[[Node, tuple[Any, ...]], None] | None = None
+    widen: bool = False  # products of narrow floats in float32: XLA for CPU lacks some of the narrow ones
     mesh: Mapping[str, int] = field(default_factory=dict)  # mesh axes, inside a shard_map
     placements: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # value -> axis -> mesh axis
 
@@ -51,6 +52,10 @@ class Context:
 
     def shape(self, value: Value) -> tuple[int, ...]:
         return tuple(self.length(value, a) for a in value.axes)
+
+    def factors(self, *xs: Array) -> tuple[Array, ...]:
+        """Operands of a product as this platform multiplies them; exact either way."""
+        return tuple(x.astype(jnp.float32) for x in xs) if self.widen else xs
 
     def precision(self, dtype: Any) -> jax.lax.Precision:
         """float32 products keep float32 everywhere (TPU and GPU would use bfloat16 or TF32 passes by default);

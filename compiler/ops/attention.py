@@ -34,7 +34,7 @@ class _Attention(Op):
     heads: str = "heads"
     kv_heads: str = "kv_heads"
     dim: str = "head_dim"
-    implementation: str = "plain"  # "plain" | "blocked": chosen by the select pass
+    implementation: str = "plain"  # "plain" | "blocked" | "streamed" (cached only): chosen by the select pass
 
     def _check(self, q: TensorType, k: TensorType, v: TensorType) -> TensorType:
         heads, kv = q.size(self.heads), k.size(self.kv_heads)
@@ -62,7 +62,7 @@ class _Attention(Op):
 
     def _pairs(self, q: Size, k: Size) -> Size:
         """Keys a query, counted as this implementation runs them: whole tiles when blocked, all when plain."""
-        if self.implementation == "plain":
+        if self.implementation != "blocked":
             return k
         pairs = Size.opaque("block_pairs", q, k, BLOCK, BLOCK, self.window or 0, int(self.causal))
         return pairs * (BLOCK * BLOCK)
@@ -95,7 +95,7 @@ class Attend(_Attention):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         q, k, v = ins[:3]
         nq, nk = q.size(self.queries), k.size(self.keys)
-        if self.implementation == "plain":
+        if self.implementation != "blocked":
             return moved(ins, outs) + self._scores(q, k, v, nk)
         tile = q.resize(self.queries, ONE)
         return moved(ins, outs) + self._scores(tile, k, v, self._pairs(nq, nk))
@@ -155,7 +155,7 @@ class AttendCached(_Attention):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         q, k, v, old_k = ins[:4]
         own, slots = k.size(self.keys), old_k.size("slots")
-        if self.implementation == "plain":
+        if self.implementation != "blocked":
             return moved(ins, outs) + self._scores(q, k, v, own + slots)
         tile = q.resize(self.queries, ONE)
         cached = Size.opaque("block_pairs", q.size(self.queries), slots, BLOCK, BLOCK, 0, 0) * (BLOCK * BLOCK)
@@ -188,7 +188,7 @@ class AttendGradient(_Attention):
         q, k, v = ins[:3]
         # five products against the forward's two: scores again, dv, dp, dq, dk
         nq, nk = q.size(self.queries), k.size(self.keys)
-        if self.implementation == "plain":
+        if self.implementation != "blocked":
             forward = self._scores(q, k, v, nk)
         else:
             forward = self._scores(q.resize(self.queries, ONE), k, v, self._pairs(nq, nk))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compiler.graph.ir import Value
 from compiler.graph.sizes import product
 from compiler.graph.types import TensorType, TypeProblem
-from compiler.ops.contract import Cost, Op, Role, function, moved, op
+from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -61,6 +61,9 @@ class Dot(Op):
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         return Role.SUM if axis in self.contract else Role.PARALLEL
+
+    def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
+        return Along.LOOKAHEAD if axis in self.contract else Along.POINTWISE
 
 
 @function

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compiler.graph.ir import Value
 from compiler.graph.sizes import Size
 from compiler.graph.types import TensorType
-from compiler.ops.contract import Cost, Op, Role, function, moved, op
+from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -57,6 +57,9 @@ class Norm(Op):
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         return Role.WHOLE if axis == self.axis else Role.PARALLEL
 
+    def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
+        return Along.LOOKAHEAD if axis == self.axis else Along.POINTWISE
+
 
 @op
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class Softmax(Op):
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         return Role.WHOLE if axis == self.axis else Role.PARALLEL
+
+    def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
+        return Along.LOOKAHEAD if axis == self.axis else Along.POINTWISE
 
 
 @function

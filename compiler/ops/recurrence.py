@@ -81,7 +81,8 @@ class Recur(Op):
 @dataclass(frozen=True)
 class ShortConv(Op):
     """Depthwise causal convolution: y_t = sum over taps k of kernel_k * x_(t - taps + 1 + k). Operands: x,
-    kernel [channels, window], and the inputs before the first position [batch, taps, channels] if any."""
+    kernel [channels, window], and the inputs before the first position [batch, taps, channels] if any (after the
+    last one when ``reverse``: the same from the end)."""
 
     name: ClassVar[str] = "short_conv"
     axis: str = "seq"

@@ -1,4 +1,4 @@
-"""Ops that only move or add up: arrange, rename, split and merge axes, concat, slice, take, broadcast, reduce, shift."""
+"""Ops that only move or add up: arrange, rename, split and merge axes, concat, slice, take, expand, reduce, pad."""
 
 from __future__ import annotations
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 VERIFIED = 5  # tokens of a verify call unless said otherwise: four drafted and one more
 
 
-def sizes_for(phase: str, batch: int, length: int, chunk: int | None, sizes: Mapping[str, int] | None) -> dict[str, int]:
+def sizes_for(
+    phase: str, batch: int, length: int, chunk: int | None, sizes: Mapping[str, int] | None
+) -> dict[str, int]:
     """Numbers for the symbols: ``seq`` is the positions of one call, ``capacity`` the longest sequence."""
     seq = {"decode": 1, "verify": chunk or VERIFIED, "commit": chunk or VERIFIED}.get(phase, chunk or length)
     return {"batch": batch, "seq": min(seq, length), "capacity": length, **(sizes or {})}

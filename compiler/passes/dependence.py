@@ -96,7 +96,7 @@ def _boundary(graph: Graph, found: Dependence) -> None:
                 argument = v.id in producers and producers[v.id].op.name == "argument"
                 if found.level[v.id] == STATIC and v.id not in seen and not argument:
                     seen.add(v.id)
-                    base = (producers[v.id].path if v.id in producers else node.path) + ".context"
+                    base = (producers[v.id].path if v.id in producers else node.path) + ":context"
                     counts[base] = counts.get(base, 0) + 1
                     found.labels[v.id] = base if counts[base] == 1 else f"{base}{counts[base]}"
                     found.boundary.append(v)
@@ -105,6 +105,6 @@ def _boundary(graph: Graph, found: Dependence) -> None:
         for _, v in g.outputs:
             if found.level[v.id] == STATIC and v.id not in seen and g is graph:
                 seen.add(v.id)
-                found.labels[v.id] = f"{producers[v.id].path}.context"
+                found.labels[v.id] = f"{producers[v.id].path}:context"
 
     visit(graph)

@@ -155,17 +155,16 @@ class Backward:
         replay = Replay(region)
         entering = dict(zip((a for a, _ in carried), stacks, strict=False))
         replay.map |= {a: region.stacked(s) for a, s in (*entering.items(), *stacked)}
-        replay.map |= {a: v for a, v in captured}
+        replay.map |= dict(captured)
         held = {v.id: region.stacked(s) for v, s in zip(kept, stacks[len(carried) :], strict=True)}
 
-        inner.active = {
-            region.use(replay.map[a]).id for a, v in (*carried, *captured, *stacked) if a in self.active and _is_float(v)
-        }
+        wanted = [a for a, v in (*carried, *captured, *stacked) if a in self.active and _is_float(v)]
+        inner.active = {region.use(replay.map[a]).id for a in wanted}
         nodes = self.replay(op, replay, held, region)
         _spread(nodes, inner.active)
         results = [replay.map[v.id] for _, v in op.body.outputs]
-        for i, g in zip(moving, cotangents, strict=True):
-            inner.add(region.use(results[i]), g)
+        for i, cotangent in zip(moving, cotangents, strict=True):
+            inner.add(region.use(results[i]), cotangent)
         for value, y in zip(results[op.carried :], grads[op.carried :], strict=True):
             if y is not None:
                 inner.add(region.use(value), region.stacked(y))
@@ -183,12 +182,12 @@ class Backward:
         ends, slices, _ = region.close(after, [(f"gradient{i}", g) for i, g in pieces])
 
         found: list[Value | None] = [None] * len(ins)
-        for i, g in zip(moving, ends, strict=False):
-            found[i] = g
-        for (i, v, _), g in zip(summed, ends[len(moving) :], strict=True):
-            found[op.carried + i] = b.cast(g, v.type.dtype)
-        for (i, _), g in zip(pieces, slices, strict=True):
-            found[op.carried + op.captured + i] = g
+        for i, end in zip(moving, ends, strict=False):
+            found[i] = end
+        for (i, v, _), end in zip(summed, ends[len(moving) :], strict=True):
+            found[op.carried + i] = b.cast(end, v.type.dtype)
+        for (i, _), piece in zip(pieces, slices, strict=True):
+            found[op.carried + op.captured + i] = piece
         return found
 
     def save(self, op: Repeat, outs: Sequence[Value], values: Sequence[Value]) -> list[Value]:

@@ -8,6 +8,7 @@ to be. Choosing the cheapest placement, and attention or recurrences over a shar
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,17 @@ class Partitioned:
 
     def of(self, value: Value) -> Placement:
         return self.placements.get(value.id, {})
+
+    def __str__(self) -> str:
+        """The graph's text, each sharded axis with its mesh axis: ``mlp=16/model``."""
+
+        def placed(found: re.Match[str]) -> str:
+            over = self.placements.get(int(found[1]), {})
+            each = re.compile(r"(\w+)=[^=\]]*?(?= \w+=|$)")
+            axes = each.sub(lambda a: f"{a[0]}/{over[a[1]]}" if a[1] in over else a[0], found[3])
+            return f"%{found[1]}: {found[2]}[{axes}]"
+
+        return re.sub(r"%(\d+): (\w+)\[([^\]]*)\]", placed, str(self.graph))
 
 
 def partition(graph: Graph, axes: Mapping[str, str], mesh: Mapping[str, int]) -> Partitioned:
@@ -116,6 +128,10 @@ class Partition(Replay):
                 _check_divides(axis, int(size.constant), mesh_axis, self.mesh[mesh_axis], node)
         self.place[value.id] = dict(placement)
 
+    def lacks(self, value: Value, axis: str) -> bool:
+        """Whether the value has the axis, whole on every shard."""
+        return axis in value.axes and axis not in self.place[value.id]
+
     def gather(self, value: Value, axis: str) -> Value:
         made = self.b.one(AllGather(self.place[value.id][axis], axis), value)
         self.place[made.id] = {a: m for a, m in self.place[value.id].items() if a != axis}
@@ -157,7 +173,7 @@ class Partition(Replay):
             if role is Role.WHOLE:
                 ins = [self.gather(v, axis) if axis in self.place[v.id] else v for v in ins]
                 continue
-            ins = [v if axis not in v.axes or axis in self.place[v.id] else self.own(v, axis, mesh_axis, node) for v in ins]
+            ins = [self.own(v, axis, mesh_axis, node) if self.lacks(v, axis) else v for v in ins]
             sharded[axis] = mesh_axis
             if role is Role.LOOKUP:
                 op = dataclasses.replace(op, shard=mesh_axis)  # type: ignore[call-arg]
@@ -189,7 +205,8 @@ class Partition(Replay):
         for value in made:
             placement = {follows.get(a, a): m for a, m in sharded.items() if follows.get(a, a) in value.axes}
             self.put(value, placement, node)
-            results.append(self.reduce(value, [AllReduce(m, kind) for axis, m, kind in completed if axis not in value.axes]))
+            missing = [AllReduce(m, kind) for axis, m, kind in completed if axis not in value.axes]
+            results.append(self.reduce(value, missing))
         return results
 
     def reduce(self, value: Value, ops: Sequence[AllReduce]) -> Value:

@@ -44,7 +44,8 @@ class PhaseGraph:
         return {n.op.label: n.result.type for n in self.graph.leaves(Parameter) if isinstance(n.op, Parameter)}
 
 
-def phase_graph(model: Model, phase: str, logits: str | None = None, fresh: bool = False, heads_first: bool = True
+def phase_graph(
+    model: Model, phase: str, logits: str | None = None, fresh: bool = False, heads_first: bool = True
 ) -> PhaseGraph:
     """The graph of ``phase``. ``logits``: "last" (each row's last valid position; the default of prefill) or "all".
     ``fresh``: the state is empty (a prompt's first call), so caches are written and not read.

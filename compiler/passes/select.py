@@ -13,6 +13,7 @@ from compiler.ops.experts import Collect, CollectGradient, Dispatch, ExpertDot
 from compiler.ops.recurrence import Recur
 
 LONGEST_SCORES = 2048  # keys or queries above which no score matrix is made
+FEW_QUERIES = 16  # of a decode or verify call
 LONGEST_SCAN = 256  # positions above which a recurrence runs in blocks
 DENSE_TOKENS = 256  # tokens up to which every expert runs on every token
 
@@ -27,10 +28,12 @@ class Choice:
     scan: int = LONGEST_SCAN
     dense_tokens: int = DENSE_TOKENS
     heads_first: bool = True
+    widen: bool = True  # products of narrow floats in float32
+    streamed: bool = True  # XLA for CPU would copy a layer's slice of the cache to multiply with it
 
     @staticmethod
     def of(platform: str) -> Choice:
-        return Choice(heads_first=platform != "tpu")
+        return Choice(heads_first=platform != "tpu", streamed=platform == "cpu", widen=platform == "cpu")
 
 
 class Select(Replay):
@@ -54,7 +57,10 @@ def _attention(s: Select, node: Node) -> str:
     assert isinstance(op, (Attend, AttendCached, AttendGradient))
     queries, keys = s.number(node.operands[0], op.queries), s.number(node.operands[1], op.keys)
     if isinstance(op, AttendCached):
-        keys = max(keys, s.number(node.operands[3], "slots"))
+        slots = s.number(node.operands[3], "slots")
+        if s.choice.streamed and queries <= FEW_QUERIES:
+            return "streamed"
+        keys = max(keys, slots)
     return "blocked" if min(queries, keys) > 1 and max(queries, keys) > s.choice.scores else "plain"
 
 

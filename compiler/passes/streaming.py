@@ -68,7 +68,7 @@ class Streaming(Replay):
     # -- what ops use
     def state(self, name: str, kind: str, t: TensorType) -> Value:
         """A state of this op, as it was before this call."""
-        base = f"{self.b.path}.{name}" if self.b.path else name
+        base = f"{self.b.path}:{name}"  # a colon: never the name of a parameter or an input
         self._labels[base] = self._labels.get(base, 0) + 1
         label = base if self._labels[base] == 1 else f"{base}@{self._labels[base]}"
         value = self._leaf(self.b, label, kind, t)
@@ -91,7 +91,8 @@ class Streaming(Replay):
         from the state as it was."""
         label, kind, t = self._states[state.id]
         if self.deferred:
-            trips, b = [], self.b
+            trips: list[tuple[str, int]] = []
+            b: Builder = self.b
             while isinstance(b, Region):
                 trips.insert(0, (b.axis, b.trips))
                 assert b.parent is not None
@@ -134,7 +135,9 @@ class Streaming(Replay):
         if isinstance(b, Region) and self.flows.inside(v):
             assert b.parent is not None
             if isinstance(b.parent, Region):
-                raise PhaseError(Problem("nested-context", f"{b.path}: an encoder's value inside nested repeats", b.position))
+                raise PhaseError(
+                    Problem("nested-context", f"{b.path}: an encoder's value inside nested repeats", b.position)
+                )
             return b.stacked(b.parent.append(State(label, "context"), (), (stacked(v.type, [(b.axis, b.trips)]),))[0])
         while b.parent is not None:
             b = b.parent
@@ -150,7 +153,8 @@ class Streaming(Replay):
         if along is Along.STATEFUL:
             return op.stream(self, ins)
         if along is Along.LOOKAHEAD:
-            text = f"{node.path or op.name} looks ahead in the sequence ({op.name}), so this model has no prefill or decode"
+            who = f"{node.path or op.name} looks ahead in the sequence ({op.name})"
+            text = f"{who}, so this model has no prefill or decode"
             self.problems.add("looks-ahead", text, node.position, allowed=("forward",))
         return None
 

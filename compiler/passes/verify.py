@@ -62,15 +62,13 @@ class _Verifier:
 
     def graph(self, graph: Graph, arguments: Collection[int], where: str) -> None:
         defined: dict[int, TensorType] = {}
-        declared: set[int] = set()
-        for node in graph.nodes:
-            self.node(node, defined)
-            if isinstance(node.op, Argument):
-                if node.result.id not in arguments:
-                    raise self.fail("an argument that no repeat gives a value", node)
-                declared.add(node.result.id)
+        declared = {n.result.id for n in graph.nodes if isinstance(n.op, Argument)}
         for missing in set(arguments) - declared:
             raise self.fail(f"the repeat's argument %{missing} is not in its region{where}")
+        for node in graph.nodes:
+            if isinstance(node.op, Argument) and node.result.id not in arguments:
+                raise self.fail("an argument that no repeat gives a value", node)
+            self.node(node, defined)
         names = [name for name, _ in graph.outputs]
         if len(set(names)) != len(names):
             raise self.fail(f"two outputs have one name: {', '.join(names)}{where}")
@@ -126,6 +124,7 @@ class _Verifier:
         for argument, value in (*stacked, *states):
             if not value.axes or made[argument] != unstack(value.type):
                 raise self.fail(f"argument %{argument} is {made[argument]}, its stack {value.type}", node)
-        for (argument, value), (_, new) in zip(states, op.body.outputs[-op.states or len(op.body.outputs) :], strict=True):
+        written = op.body.outputs[len(op.body.outputs) - op.states :]
+        for (argument, value), (_, new) in zip(states, written, strict=True):
             if stack(new.type, op.trips, op.axis) != value.type:
                 raise self.fail(f"state %{argument} of {value.type} becomes {new.type}", node)

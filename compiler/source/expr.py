@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from compiler.source.evaluate import FUNCTIONS, evaluate
@@ -64,6 +65,7 @@ class _Token(NamedTuple):
     offset: int
 
 
+@lru_cache(2048)
 def parse(text: str) -> Expr:
     """The expression that ``text`` writes; every fault is an ``ExprError``."""
     if len(text) > MAX_TEXT:

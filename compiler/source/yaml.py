@@ -24,7 +24,8 @@ from compiler.errors import Position, Problems
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
-MAX_EVENTS = 200_000
+MAX_EVENTS = 30_000
+MAX_KEYS = 2_000  # of one mapping
 MAX_PROBLEMS = 50  # of one file; then the rest is noise, and telling it takes time
 MAX_DIGITS = 40
 _FATAL = ("too-large", "too-deep", "yaml-documents", "yaml-syntax")  # the rest of the file cannot be trusted
@@ -259,6 +260,8 @@ class _Reader:
             same = f"line {where.line} writes {text!r} twice"
             both = f"lines {first.line} and {where.line} both write {text!r}"
             self.report("duplicate-key", same if first.line == where.line else both, where)
+        elif len(owner.key_position) >= MAX_KEYS:
+            self.report("too-large", f"a mapping has at most {MAX_KEYS:,} keys", where)
         else:
             owner.key_position[text] = where
             return text

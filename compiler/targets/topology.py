@@ -18,10 +18,7 @@ def devices(target: Target) -> list[Any]:
     check_installed(target)
     for name, value in compiler_variables(target).items():
         os.environ.setdefault(name, value)  # a child of ``job.run`` has them already
-    if target.platform == "cpu":
-        found = _cpu(target)
-    else:
-        found = _tpu(target) if target.platform == "tpu" else _gpu(target)
+    found = _cpu(target) if target.platform == "cpu" else _tpu(target) if target.platform == "tpu" else _gpu(target)
     if len(found) != target.devices:
         raise TargetError(f"{target} has {target.devices} devices, and the compiler gives {len(found)}", "devices")
     return found

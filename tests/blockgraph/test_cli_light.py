@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -203,3 +204,14 @@ def test_a_closed_pipe_is_quiet() -> None:
 def test_an_output_that_cannot_show_a_sign_does_not_fail() -> None:
     done = process("show", "gemma2-9b", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "9,242,164,736" in done.stdout
+
+
+def test_a_cold_simulate_takes_less_than_a_second() -> None:
+    """By the processor's time, on an idle machine that of the clock: tests beside this one must not decide."""
+    seconds = []
+    for _ in range(3):
+        start = os.times()
+        assert process("simulate", "gemma2-9b", "--machine", "v5e").returncode == 0
+        end = os.times()
+        seconds.append(end.children_user + end.children_system - start.children_user - start.children_system)
+    assert 0 < min(seconds) < 1.0, seconds

@@ -154,20 +154,28 @@ def test_an_interrupt_from_the_keyboard_while_compiling(tiny: Path, tmp_path: Pa
 
 # -- trace, export
 def test_trace_saves_and_compares(tiny: Path, tmp_path: Path) -> None:
-    saved = tmp_path / "values.npz"
-    first = run("trace", tiny, "--tokens", "1 2 3", "--tokens", "4,5,6", "-o", saved)
+    small, saved = ("trace", tiny, "--set", "layers=2", "--tokens"), tmp_path / "values.npz"
+    first = run(*small, "1 2 3", "--tokens", "4,5,6", "-o", saved, "--only", "layer.mlp", "--all")
     assert first.exit_code == 0, first.output
     assert "nodes are finite" in first.stdout and [p.name for p in tmp_path.glob("*.npz")] == ["values.npz"]
-    same = run("trace", tiny, "--tokens", "1 2 3", "--tokens", "4,5,6", "--reference", saved)
+    assert "layer.mlp.dot" in first.stdout and "unembed" not in first.stdout
+    same = run(*small, "1 2 3", "--tokens", "4,5,6", "--reference", saved)
     assert same.exit_code == 0 and "agree with" in same.stdout
-    other = run_json(
-        "trace", tiny, "--random", "1", "--tokens", "1 2 3", "--tokens", "4 5 6", "--reference", saved, code=1
-    )
+    other = run_json(*small, "1 2 3", "--tokens", "4 5 6", "--random", "1", "--reference", saved, code=1)
     assert other["first"]["name"] == "embed.lookup" and other["first"]["difference"] > 0
     assert {"name", "axes", "shape", "dtype", "rms", "finite"} <= other["nodes"][0].keys()
-    only = run("trace", tiny, "--tokens", "1", "--only", "layer.mlp", "--all").stdout
-    assert "layer.mlp.dot" in only and "unembed" not in only
-    assert run("trace", tiny, "--tokens", "1", "--only", "layer.mpl").exit_code == 2
+
+
+def test_trace_tells_an_unknown_block() -> None:
+    from blockgraph.cli.traced import show_trace
+    from compiler.errors import BlockgraphError
+
+    class Record:
+        name = "layer.mlp.dot[0]#2"
+
+    with pytest.raises(BlockgraphError) as refused:
+        show_trace([Record()], None, None, "layer.mpl", False)
+    assert refused.value.problems[0].suggestion == "layer.mlp"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,10 @@ def damaged(tree: Any, random: Random) -> str:
             owner[key] = copy.deepcopy(random.choice(SCALARS))
         elif how == 2:
             other, at = random.choice(known)
-            owner[key], other[at] = copy.deepcopy(other.get(at) if isinstance(other, dict) else _get(other, at)), owner[key]
+            owner[key], other[at] = (
+                copy.deepcopy(other.get(at) if isinstance(other, dict) else _get(other, at)),
+                owner[key],
+            )
         elif how == 3 and isinstance(owner, dict):
             word = str(random.choice([k for o, k in known if isinstance(o, dict)]))
             owner[word] = owner.pop(key)
@@ -57,7 +60,11 @@ def damaged(tree: Any, random: Random) -> str:
     text = yaml.dump(tree, Dumper=_Plain, sort_keys=False, default_flow_style=random.choice([None, True, False]))
     if random.random() < 0.25:  # and what only text can have wrong
         at = random.randrange(len(text))
-        text = text[:at] + random.choice(["", "\t", "{", "]", ": ", "- ", "&a ", "*a ", "\n", "#", "'", "\0"]) + text[at + 1 :]
+        text = (
+            text[:at]
+            + random.choice(["", "\t", "{", "]", ": ", "- ", "&a ", "*a ", "\n", "#", "'", "\0"])
+            + text[at + 1 :]
+        )
     return text
 
 

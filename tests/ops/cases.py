@@ -1,0 +1,234 @@
+"""Every op in a small case: what it takes, how it is built, what NumPy says. A new op needs a case here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from compiler.graph.sizes import Size
+from compiler.ops.attention import Attend
+from compiler.ops.elementwise import TABLE
+from compiler.ops.experts import Collect, Dispatch, ExpertDot, OneHot, PickExperts, Route
+from compiler.ops.lookup import ScatterAdd
+from compiler.ops.loss import Pick, Place, cross_entropy, masked_mean
+from compiler.ops.recurrence import Recur, ShortConv
+from compiler.ops.rotate import Rotate
+from compiler.ops.shape import Merge, Pad, Split
+from tests.ops import reference as ref
+from tests.ops.build import Case
+
+N: Any = np
+UNARY = {
+    "neg": N.negative, "abs": N.abs, "sign": N.sign, "exp": N.exp, "tanh": N.tanh, "square": N.square,
+    "erf": N.vectorize(math.erf), "sigmoid": lambda x: 1 / (1 + N.exp(-x)), "softplus": lambda x: N.log1p(N.exp(x)),
+    "relu": lambda x: N.maximum(x, 0), "squared_relu": lambda x: N.maximum(x, 0) ** 2,
+    "silu": lambda x: x / (1 + N.exp(-x)), "gelu": lambda x: x * 0.5 * (1 + N.vectorize(math.erf)(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + N.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}  # fmt: skip
+POSITIVE = {"log": N.log, "sqrt": N.sqrt, "bounded_sqrt": N.sqrt, "rsqrt": lambda x: 1 / N.sqrt(x)}
+BINARY = {"add": N.add, "sub": N.subtract, "mul": N.multiply, "max": N.maximum, "min": N.minimum, "div": N.divide}
+ABOVE = np.random.default_rng(7).uniform(0.5, 3, (2, 3))
+IDS = np.array([[0, 3, 1], [3, 3, 2]])
+CHOSEN = np.array([[[0, 2], [1, 0], [2, 1]], [[2, 0], [2, 1], [0, 1]]])
+
+
+def _call(fn: str, *args: Any, **options: Any) -> Any:
+    return lambda b, *xs: getattr(b, fn)(*xs, *args, **options)
+
+
+def _op(op: Any) -> Any:
+    return lambda b, *xs: b.apply(op, *xs)
+
+
+def _elementwise() -> list[Case]:
+    x = {"x": "batch=2 seq=3"}
+    made = [Case(fn, x, _call(fn), f, differentiable=fn != "sign") for fn, f in UNARY.items()]
+    made += [Case(fn, x, _call(fn), f, {"x": ABOVE}) for fn, f in POSITIVE.items()]
+    for fn, f in BINARY.items():
+        # broadcast by name: y lacks an axis of x and stands in another order
+        values = {"y": [[1.5, -2, 0.7], [2, 1, -1]]} if fn == "div" else {}
+        inputs = {"x": "batch=2 seq=3 embed=4", "y": "batch=2 seq=3"}
+        made.append(Case(fn, inputs, _call(fn), lambda x, y, f=f: f(x, y[..., None]), values))
+    ties = {"x": [[1, 2, 3], [1, 1, 1]], "y": [[1, 3, 2], [0, 1, 2]]}
+    flat = {"x": "batch=2 seq=3", "y": "batch=2 seq=3"}
+    made += [
+        *(Case(fn, flat, lambda b, x, y, fn=fn: b.cast(getattr(b, fn)(x, y), "float32"), f, ties, differentiable=False)
+          for fn, f in (("greater", N.greater), ("equal", N.equal))),
+        Case(
+            "select", {"c": "batch=2 seq=3", "x": "batch=2 seq=3", "y": "batch=2 seq=3"},
+            lambda b, c, x, y: b.select(b.greater(b.stop_gradient(c), 0.0), x, y),
+            lambda c, x, y: np.where(c > 0, x, y), differentiable=False,
+        ),
+        Case("select_both", flat, lambda b, x, y: b.select(b.greater(x, y), x, y), N.maximum),
+        Case("softcap", x, _call("softcap", 5.0), lambda x: 5 * np.tanh(x / 5)),
+        Case("cast", {"x": "seq=3"}, lambda b, x: b.cast(b.cast(x, "bfloat16"), "float32"), lambda x: x, atol=1e-2),
+        Case("stop_gradient", {"x": "seq=3"}, lambda b, x: b.mul(x, b.stop_gradient(x)), np.square),
+    ]  # fmt: skip
+    return made
+
+
+def _shapes() -> list[Case]:
+    x = {"x": "batch=2 seq=3 embed=4"}
+    return [
+        Case("arrange", x, _call("arrange", ("embed", "batch", "seq")), lambda x: x.transpose(2, 0, 1)),
+        Case("rename", x, _call("rename", embed="mlp"), lambda x: x),
+        Case("split", x, lambda b, x: b.one(Split("embed", ("a", "b"), (Size.of(2), Size.of(2))), x),
+             lambda x: x.reshape(2, 3, 2, 2)),
+        Case("merge", x, lambda b, x: b.one(Merge(("batch", "seq"), "rows"), x), lambda x: x.reshape(6, 4)),
+        Case("sum", x, _call("reduce", "sum", ("seq",)), lambda x: x.sum(1)),
+        Case("mean", x, _call("reduce", "mean", ("embed", "batch")), lambda x: x.mean((0, 2))),
+        Case("mean_of_symbols", {"x": "batch=rows seq=time"}, _call("reduce", "mean", ("batch", "seq")),
+             lambda x: x.mean(), sizes={"rows": 2, "time": 3}),
+        Case("largest", x, _call("reduce", "max", ("seq",)), lambda x: x.max(1)),
+        Case("expand", {"x": "seq=3"}, _call("expand", [("batch", 2)]), lambda x: np.stack([x, x])),
+        Case("concat", {"x": "seq=3 embed=4", "y": "seq=2 embed=4"}, _call("concat", axis="seq"),
+             lambda x, y: np.concatenate([x, y])),
+        Case("slice", x, _call("slice", "seq", 1, 2), lambda x: x[:, 1:]),
+        Case("take", x, _call("take", seq=2), lambda x: x[:, 2]),
+        Case("pad", x, lambda b, x: b.one(Pad("seq", Size.of(1), Size.of(2)), x),
+             lambda x: np.pad(x, [(0, 0), (1, 2), (0, 0)])),
+        Case("shift_later", x, _call("shift", "seq", 1), lambda x: np.pad(x, [(0, 0), (1, 0), (0, 0)])[:, :3]),
+        Case("shift_earlier", x, _call("shift", "seq", -2), lambda x: np.pad(x, [(0, 0), (0, 2), (0, 0)])[:, 2:]),
+        Case("shift_out", x, _call("shift", "seq", 5), np.zeros_like),
+    ]  # fmt: skip
+
+
+def _products() -> list[Case]:
+    x, table = "batch=2 seq=3 embed=4", {"table": "vocab=5 embed=4", "ids": "batch=2 seq=3:int32"}
+    logits = {"x": "batch=2 seq=3 vocab=4", "ids": "batch=2 seq=3:int32"}
+
+    def nll(x: Any, ids: Any) -> Any:
+        return -np.log(np.take_along_axis(ref.softmax(x.astype(float)), ids[..., None], -1)[..., 0])
+
+    return [
+        Case("dot", {"x": x, "w": "embed=4 mlp=5"}, _call("dot", ("embed",)), lambda x, w: x @ w),
+        Case("dot_two", {"x": "batch=2 heads=3 dim=4", "w": "heads=3 dim=4 embed=5"}, _call("dot", ("heads", "dim")),
+             lambda x, w: np.einsum("bhd,hde->be", x, w)),
+        Case("dot_batched", {"x": "batch=2 blocks=3 a=4", "w": "blocks=3 a=4 c=2"}, _call("dot", ("a",)),
+             lambda x, w: np.einsum("bka,kac->bkc", x, w)),
+        Case("dot_outer", {"x": "batch=2 a=4", "w": "batch=2 c=3"}, _call("dot"),
+             lambda x, w: x[:, :, None] * w[:, None]),
+        *(Case(f"norm_{kind}", {"x": x}, _call("norm", kind, "embed", 1e-3), ref.norm(kind, 1e-3))
+          for kind in ("rms", "layer", "l2")),
+        Case("softmax", {"x": x}, _call("softmax"), ref.softmax),
+        Case("lookup", table, _call("lookup"), lambda t, i: t[i], {"ids": IDS}),
+        Case("lookup_outside", table, _call("lookup"), lambda t, i: t[np.where((i >= 0) & (i < 5), i, 0)],
+             {"ids": [[-1, 9, 1], [4, 5, 0]]}),
+        Case("scatter_add", {"g": x, "ids": "batch=2 seq=3:int32"},
+             lambda b, g, ids: b.one(ScatterAdd("vocab", Size.of(5)), ids, g), _scattered, {"ids": IDS}),
+        Case("pick", logits, _op(Pick("vocab")), lambda x, i: np.take_along_axis(x, i[..., None], -1)[..., 0],
+             {"ids": IDS}),
+        Case("place", {"g": "batch=2 seq=3", "ids": "batch=2 seq=3:int32"}, _op(Place("vocab", Size.of(5))),
+             lambda g, i: np.eye(5)[i] * g[..., None], {"ids": IDS}),
+        Case("cross_entropy", logits, cross_entropy, nll, {"ids": IDS}),
+        Case("masked_mean", {"x": "batch=2 seq=3", "m": "batch=2 seq=3"},
+             lambda b, x, m: masked_mean(b, x, b.stop_gradient(m)), lambda x, m: (x * m).sum() / m.sum(),
+             {"m": [[1, 1, 0], [1, 0, 0]]}, differentiable=False),
+    ]  # fmt: skip
+
+
+def _scattered(g: Any, ids: Any) -> Any:
+    out = np.zeros((5, 4))
+    np.add.at(out, ids.reshape(-1), g.reshape(-1, 4))
+    return out
+
+
+def _attention() -> list[Case]:
+    def one(id: str, q: str, k: str, v: str = "", lengths: str = "", **options: Any) -> Case:
+        inputs = {"q": q, "k": k, "v": v or k} | ({"lengths": lengths} if lengths else {})
+        implementation = options.pop("implementation", "plain")
+
+        def build(b: Any, q: Any, k: Any, v: Any, *lengths: Any) -> Any:
+            fields = {"causal": True, "scale": 0.6, **options}
+            return b.apply(Attend(**fields, implementation=implementation), q, k, v, *lengths)[0]
+
+        def expect(q: Any, k: Any, v: Any, n: Any = None) -> Any:
+            given = {key: options[key] for key in ("causal", "window", "softcap") if key in options}
+            return ref.attend(q, k, v, scale=0.6, lengths=n, **given)
+
+        return Case(id, inputs, build, expect, {"lengths": [4, 2]})
+
+    q, k = "batch=2 seq=5 heads=4 head_dim=3", "batch=2 seq=5 kv_heads=2 head_dim=3"
+    one_kv, wide = "batch=2 seq=5 kv_heads=1 head_dim=3", "batch=2 seq=5 kv_heads=2 value_dim=6"
+    frames = "batch=2 frame=6 kv_heads=2 head_dim=3"
+    cross: dict[str, Any] = {"causal": False, "keys": "frame"}
+    return [
+        one("attend", q, k),
+        one("attend_one_kv", q, one_kv),
+        one("attend_wide_values", q, k, wide),
+        one("attend_window_cap", q, k, window=2, softcap=2.0),
+        one("attend_both_ways", q, k, lengths="batch=2:int32", causal=False),
+        one("attend_cross", q, frames, lengths="batch=2:int32", **cross),
+        one("attend_blocked", q, k, wide, window=3, softcap=2.0, implementation="blocked"),
+        one("attend_cross_blocked", q, frames, lengths="batch=2:int32", implementation="blocked", **cross),
+    ]
+
+
+def _recurrences() -> list[Case]:
+    decay = -np.abs(np.random.default_rng(3).normal(size=(2, 6, 4)))
+    values, x = {"decay": decay}, "batch=2 seq=6 rnn=4"
+    made = []
+    for reverse in (False, True):
+        for kind in ("step", "associative", "blocked"):
+            made.append(
+                Case(f"recur_{kind}_{reverse}", {"x": x, "decay": x}, _op(Recur("seq", reverse, kind)),
+                     lambda v, d, r=reverse: ref.recur(v, d, reverse=r), values))  # fmt: skip
+        made += [
+            Case(f"recur_state_{reverse}", {"x": x, "decay": x, "state": "batch=2 rnn=4"}, _op(Recur("seq", reverse)),
+                 lambda v, d, s, r=reverse: ref.recur(v, d, s, r), values),
+            Case(f"short_conv_{reverse}", {"x": x, "kernel": "rnn=4 window=3"},
+                 _op(ShortConv("seq", "window", reverse)), lambda x, k, r=reverse: ref.short_conv(x, k, reverse=r)),
+            Case(f"short_conv_tail_{reverse}",
+                 {"x": x, "kernel": "rnn=4 window=3", "tail": "batch=2 taps=2 rnn=4"},
+                 _op(ShortConv("seq", "window", reverse)), lambda x, k, t, r=reverse: ref.short_conv(x, k, t, r)),
+            Case(f"short_conv_longer_tail_{reverse}",
+                 {"x": "batch=2 seq=1 rnn=4", "kernel": "rnn=4 window=4", "tail": "batch=2 taps=3 rnn=4"},
+                 _op(ShortConv("seq", "window", reverse)), lambda x, k, t, r=reverse: ref.short_conv(x, k, t, r)),
+        ]  # fmt: skip
+    made += [
+        Case(f"rotate_{pairs}_{channels}", {"x": "batch=2 seq=3 heads=2 head_dim=6", "p": "batch=2 seq=3:int32"},
+             _op(Rotate("head_dim", 100.0, channels, pairs)),
+             lambda x, p, c=channels, k=pairs: ref.rotate(x, p, 100.0, c, k), {"p": [[0, 1, 2], [5, 900, 31]]})
+        for pairs in ("half", "interleaved") for channels in (6, 4)
+    ]  # fmt: skip
+    return made
+
+
+def _experts() -> list[Case]:
+    logits, weights, chosen = "batch=2 seq=3 experts=4", "batch=2 seq=3 active=2", "batch=2 seq=3 active=2:int32"
+
+    def mixture(kind: str) -> Any:
+        def build(b: Any, x: Any, weights: Any, chosen: Any, w: Any) -> Any:
+            rows, order, groups = b.apply(Dispatch(Size.of(3), kind), x, chosen)
+            y = b.one(ExpertDot(("embed",), kind), rows, w, groups)
+            return b.one(Collect(kind), y, weights, chosen, order)
+
+        return build
+
+    def two(kind: str) -> Any:
+        def build(b: Any, x: Any, weights: Any, chosen: Any, w: Any) -> Any:
+            rows, order, groups = b.apply(Dispatch(Size.of(3), kind), x, chosen)
+            back = b.rename(w, embed="mlp", mlp="embed")
+            h = b.one(ExpertDot(("embed",), kind), rows, w, groups)
+            y = b.one(ExpertDot(("mlp",), kind), b.tanh(h), b.arrange(back, ("experts", "mlp", "embed")), groups)
+            return b.one(Collect(kind), y, weights, chosen, order)
+
+        return build
+
+    inputs = {"x": "batch=2 seq=3 embed=4", "weights": weights, "chosen": chosen, "w": "experts=3 embed=4 mlp=4"}
+    return [
+        *(Case(f"route_{n}", {"x": logits}, _op(Route(2, n)), ref.route(2, n)) for n in (True, False)),
+        *(Case(f"experts_{k}", inputs, mixture(k), ref.mixture, {"chosen": CHOSEN}) for k in ("ragged", "dense")),
+        *(Case(f"two_experts_{k}", inputs, two(k), None, {"chosen": CHOSEN}) for k in ("ragged", "dense")),
+        Case("one_hot", {"w": weights, "c": chosen}, _op(OneHot(Size.of(4))),
+             lambda w, c: (np.eye(4)[c] * w[..., None]).sum(2), {"c": CHOSEN}),
+        Case("pick_experts", {"x": logits, "c": chosen}, _op(PickExperts()),
+             lambda x, c: np.take_along_axis(x, c, -1), {"c": CHOSEN}),
+    ]  # fmt: skip
+
+
+CASES = [*_elementwise(), *_shapes(), *_products(), *_attention(), *_recurrences(), *_experts()]
+untested = set(TABLE) - {c.id for c in CASES}
+assert not untested, f"functions without a case: {untested}"

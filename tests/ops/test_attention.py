@@ -1,0 +1,85 @@
+"""Blocked attention: equal to plain for any length, window and cap, and as many tiles as the cost model counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compiler.graph.sizes import Size
+from compiler.lower import attention as lowering
+from compiler.ops import attention
+from compiler.ops.attention import Attend
+from tests.ops.build import Case, close
+
+LENGTHS = st.integers(1, 19)
+WINDOWS = st.one_of(st.none(), st.integers(1, 12))
+
+
+def case(t: int, s: int, implementation: str, **options: Any) -> Case:
+    keys = "seq" if options.get("causal", True) else "frame"
+    inputs = {
+        "q": f"batch=2 seq={t} heads=2 head_dim=3", "k": f"batch=2 {keys}={s} kv_heads=1 head_dim=3",
+        "v": f"batch=2 {keys}={s} kv_heads=1 head_dim=3",
+    }  # fmt: skip
+    op = Attend(keys=keys, scale=0.7, implementation=implementation, **options)
+    return Case("attend", inputs, lambda b, *xs: b.apply(op, *xs))
+
+
+@settings(max_examples=5, deadline=None)
+@given(t=LENGTHS, s=LENGTHS, causal=st.booleans(), window=WINDOWS, softcap=st.sampled_from([None, 2.0]),
+       block=st.integers(2, 6))  # fmt: skip
+def test_blocked_equals_plain(
+    t: int, s: int, causal: bool, window: int | None, softcap: float | None, block: int
+) -> None:
+    """Outputs, log-sums and gradients."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "BLOCK", block)
+        patch.setattr(lowering, "BLOCK", block)
+        options = {"causal": causal, "window": window if causal else None, "softcap": softcap}
+        s = t if causal else s
+        plain, blocked = (case(t, s, kind, **options) for kind in ("plain", "blocked"))
+        arrays = plain.arrays()
+        for x, y in zip(plain.run(plain.graph(), arrays), blocked.run(blocked.graph(), arrays), strict=True):
+            close(y, x, 1e-5)
+        g = np.random.default_rng(2).normal(size=(2, t, 2, 3)).astype("f4")
+        arrays |= {"g0": g, "g1": np.zeros((2, t, 2), np.float32)}
+        graphs = plain.gradient_graph(), blocked.gradient_graph()
+        for x, y in zip(plain.run(graphs[0], arrays), blocked.run(graphs[1], arrays), strict=True):
+            close(y, x, 1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(t=st.integers(1, 60), s=st.integers(1, 60), causal=st.booleans(), window=WINDOWS, block=st.integers(1, 9))
+def test_tiles_run_are_tiles_priced(t: int, s: int, causal: bool, window: int | None, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowering, "BLOCK", block)
+        op = Attend(causal=causal, window=window)
+        run = len(lowering.pairs(op, t, s, True)[0])
+        assert run == Size.opaque("block_pairs", t, s, block, block, window or 0, int(causal)).constant
+        assert len(lowering.pairs(op, t, s, False)[0]) == Size.opaque("block_pairs", t, s, block, block, 0, 0).constant
+
+
+@settings(max_examples=50, deadline=None)
+@given(t=st.integers(1, 40), window=WINDOWS, block=st.integers(1, 9))
+def test_no_visible_pair_is_left_out(t: int, window: int | None, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowering, "BLOCK", block)
+        tiles = set(zip(*map(list, lowering.pairs(Attend(window=window), t, t, True)), strict=True))
+    for q in range(t):
+        for k in range(max(0, q - (window or t) + 1), q + 1):
+            assert (q // block, k // block) in tiles
+
+
+def test_a_row_without_a_visible_key_gives_zero() -> None:
+    op = Attend(causal=False, keys="frame")
+    inputs = {"q": "batch=2 seq=2 heads=1 head_dim=3", "k": "batch=2 frame=2 kv_heads=1 head_dim=3",
+              "v": "batch=2 frame=2 kv_heads=1 head_dim=3", "lengths": "batch=2:int32"}  # fmt: skip
+    made = Case("attend", inputs, lambda b, *xs: b.apply(op, *xs)[0], values={"lengths": [2, 0]})
+    assert (np.asarray(made.run(made.graph(), made.arrays())[0])[1] == 0).all()
+    arrays = {**made.arrays(), "g0": np.ones((2, 2, 1, 3), np.float32)}
+    for g in made.run(made.gradient_graph(), arrays):
+        assert np.isfinite(g).all() and (np.asarray(g)[1] == 0).all()
