@@ -207,11 +207,12 @@ def streamed(
     steps, queries = jnp.arange(keys.tile), start[:, None] + jnp.arange(q.shape[1])
 
     def tile(j: Array, carry: Carry) -> Carry:
-        at = j * keys.tile
-        mask = _mask(op, queries, slot_positions(start, at + steps, keys.slots))
+        at = jnp.minimum(j * keys.tile, keys.slots - keys.tile)  # the last tile may lie over the one before
+        held = slot_positions(start, at + steps, keys.slots)
+        mask = _mask(op, queries, jnp.where(at + steps >= j * keys.tile, held, -1))
         return _fold(op, carry, q, keys.read(at, own.k.dtype), values.read(at, own.v.dtype), _bias(mask), precision)
 
-    carry = jax.lax.fori_loop(0, keys.slots // keys.tile, tile, _nothing(q, own.v.shape[-1]))
+    carry = jax.lax.fori_loop(0, -(-keys.slots // keys.tile), tile, _nothing(q, own.v.shape[-1]))
     mine = jnp.arange(q.shape[1])
     return _finish(_fold(op, carry, q, own.k, own.v, _bias(_mask(op, mine, mine)), precision))
 
@@ -227,9 +228,10 @@ class Cached:
 
     @property
     def tile(self) -> int:
-        """Slots of one tile: at most an eighth of the cache where that is not tiny, and a divisor of it."""
+        """Slots of one tile: at most an eighth of the cache where that is not tiny; a divisor of it if there is one
+        near."""
         most = min(BLOCK, max(64, self.slots // 8), self.slots)
-        return max(d for d in range(1, most + 1) if self.slots % d == 0)
+        return next((d for d in range(most, most // 2, -1) if self.slots % d == 0), most)
 
     def read(self, at: Array, dtype: Any) -> Array:
         stack, index = (self.state.stack, self.state.index) if isinstance(self.state, StackSlot) else (self.state, ())
