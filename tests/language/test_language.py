@@ -345,3 +345,33 @@ def test_the_schema_takes_the_shipped_specs_and_refuses_what_nothing_has() -> No
     for case in CASES:
         if case.name in refused:
             assert not validator.is_valid(yaml.safe_load(case.spec)), case.name
+
+
+SHARING = """
+name: shared
+dims: {vocab: 50, embed: 24, heads: 3, kv_heads: 1, head_dim: 8, mlp: 32}
+blocks:
+  layer:
+    body:
+      - residual: [{rms_norm: , name: n1}, {attention: {position: rope}}]
+      - residual: [{rms_norm: , name: n2}, {mlp: {gate: silu}}]
+graph:
+  - embed
+  - {layer: , name: first}
+  - {layer: , name: second, share: first}
+  - repeat: {times: 3, cycle: [{layer: , name: inner, share: first}]}
+  - rms_norm
+  - unembed: {tied: embed}
+"""
+
+
+def test_a_shared_block_has_one_set_of_weights_in_and_out_of_a_repeat() -> None:
+    made = model.loads(SHARING)
+    assert {label.split(".")[0] for label in made.parameters} == {"embed", "first", "rms_norm"}
+    layer = 2 * 24 + 24 * 24 + 2 * 24 * 8 + 24 * 24 + 3 * 24 * 32
+    assert made.parameter_count() == 50 * 24 + 24 + layer
+    from compiler.passes.phase import phase_graph
+
+    states = phase_graph(made, "decode").states()
+    assert sum(s.kind == "cache" for s, _ in states.values()) == 6  # weights are shared, caches are not
+    assert not set(states) & set(made.parameters)
