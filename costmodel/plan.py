@@ -55,6 +55,7 @@ class Memory:
     parameters: float
     state_by_kind: Mapping[str, float]
     activations: float  # rough
+    padded_copies: float  # of caches that do not fill a TPU's tiles
     total: float
     available: float
     headroom: float  # negative where it does not fit

@@ -97,6 +97,7 @@ def _summary(plan: Plan) -> Table:
                 f"parameters {units.memory_text(m.parameters)}",
                 *states,
                 f"activations about {units.memory_text(m.activations)}",
+                *([f"padded copies of caches {units.memory_text(m.padded_copies)}"] if m.padded_copies else []),
             ]
         ),
     )

@@ -18,6 +18,7 @@ from costmodel.errors import PlanError
 from costmodel.machines import Machine, machine
 from costmodel.memory import activation_bytes
 from costmodel.origins import Stored
+from costmodel.padding import padded_copy_bytes
 from costmodel.plan import TIME_LABEL, Flops, Memory, Parameters, Plan, Traffic
 from costmodel.price import Price, price
 from costmodel.roofline import rows, timed
@@ -111,21 +112,23 @@ def plan_graph(
 def _memory(graph: Graph, priced: Price, place: Machine, env: Mapping[str, int], chips: int) -> Memory:
     held, room = sum(priced.parameter_bytes().values()) / chips, place.memory_bytes
 
-    def parts(batch: int) -> tuple[dict[str, float], float]:
+    def parts(batch: int) -> tuple[dict[str, float], float, float]:
         at_batch = {**env, "batch": batch}
         states = {k: float(v) / chips for k, v in priced.state_bytes(at_batch).items()}
-        return states, activation_bytes(graph, at_batch, priced.origins) / chips
+        copies = padded_copy_bytes(graph, at_batch) / chips if place.kind == "tpu" else 0.0
+        return states, activation_bytes(graph, at_batch, priced.origins) / chips, copies
 
     def total(batch: int) -> float:
-        states, activations = parts(batch)
-        return held + sum(states.values()) + activations
+        states, activations, copies = parts(batch)
+        return held + sum(states.values()) + activations + copies
 
-    states, activations = parts(env["batch"])
-    whole = held + sum(states.values()) + activations
+    states, activations, copies = parts(env["batch"])
+    whole = total(env["batch"])
     return Memory(
         parameters=held,
         state_by_kind=states,
         activations=activations,
+        padded_copies=copies,
         total=whole,
         available=room,
         headroom=room - whole,
