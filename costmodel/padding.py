@@ -2,7 +2,8 @@
 
 Measured (libtpu 0.0.42, v5e, decode): the compiler takes the cache unpadded and keeps a copy laid out in tiles of
 128 columns and 1, 2, 4 or a multiple of 8 rows. Temporary memory was that of the padded copy for kv_heads x head_dim
-of 3 x 128, 20 x 128, 8 x 64, 12 x 64, 3 x 64, 4 x 96; where nothing is padded (4 x 256, 8 x 128, 1 x 256) there is no copy."""
+of 3 x 128, 20 x 128, 8 x 64, 12 x 64, 3 x 64 and 4 x 96; where nothing is padded (4 x 256, 8 x 128, 1 x 256) there
+is no copy."""
 
 from __future__ import annotations
 
