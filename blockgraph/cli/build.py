@@ -120,6 +120,8 @@ def show_result(result: Result, call: str) -> None:
     """A compiler's verdict, its memory and its cost."""
     from rich.text import Text
 
+    from compiler.targets.types import parse_target
+
     console = screen.console()
     good = result.accepted
     head = Text(f"{call} · {result.target}\n", style="bold")
@@ -129,6 +131,9 @@ def show_result(result: Result, call: str) -> None:
     console.print(head, soft_wrap=True)
     console.print(screen.facts(_verdict(result)))
     console.print(_seconds(result))
+    devices = parse_target(result.target).devices
+    if devices > 1:
+        console.print(f"note: compiled for one of its {devices:,} devices: meshes are not there yet", style="dim")
     for note in result.notes:
         console.print(screen.cell(f"note: {note}"), style="dim")
 
