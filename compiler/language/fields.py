@@ -67,6 +67,12 @@ class Args(BaseModel):
                 continue
             where = raw.key_position.get(key) if isinstance(raw, YMap) else None
             hint = nearest(key, fields)
+            head = key.split(":")[0]
+            if ":" in key and head in fields:  # `act:relu` is one word to YAML
+                info.context["meant"].add(head)
+                text = f"{kind}: '{key}' is one word, as no space follows the colon"
+                scope.problems.add("unknown-key", text, where, suggestion=key.replace(":", ": ", 1))
+                continue
             if key in META and hint != key:
                 scope.problems.add("misplaced-key", f"{key} belongs beside {kind}:, not among its options", where,
                                    suggestion=f"write {key} in the same column as {kind}")  # fmt: skip
@@ -122,7 +128,8 @@ def _per_layer(scope: Scope, raw: Any, what: str) -> Any:
 def _flag(scope: Scope, raw: Any, what: str) -> bool:
     value = scope.value(raw)
     if not isinstance(value, bool):
-        hint = nearest(str(raw).lower(), ("true", "false"))
+        words = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+        hint = words.get(str(value).lower()) or nearest(str(raw).lower(), ("true", "false"))
         raise Fault("wrong-type", f"must be true or false, found {shown(raw)}", ("true", "false"), hint)
     return value
 
