@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.errors import BlockgraphError, Problem
 from compiler.language.load import shipped
 from compiler.language.model import Model, load
+from compiler.language.model import loads as loads
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,7 +2,8 @@
 
 Every result takes its own bytes from the node that makes it to the last node that reads it. Views and values
 of parameters and states take none (states are updated in place), plain attention holds its float32 scores
-while it runs, and a repeat needs what one of its trips needs. A compiler fuses element-wise ops (less) and
+while it runs, an element-wise op writes over an operand that nothing reads later, and a repeat needs what one of its
+trips needs. A compiler fuses element-wise ops (less) and
 keeps copies (more); this is an opinion, not a bound.
 """
 
@@ -26,6 +27,10 @@ def activation_bytes(graph: Graph, env: Mapping[str, float], found: Mapping[int,
     live: dict[int, float] = {}
     now = peak = 0.0
     for index, node in enumerate(graph.nodes):
+        if node.op.name == "map":  # element by element: it may write over an operand that nothing reads later
+            size = float(node.result.type.bytes.evaluate(env))
+            over = next((r for r in ends.get(index, ()) if live.get(r, -1.0) >= size), None)
+            now -= live.pop(over, 0.0) if over is not None else 0.0
         for v in node.results:
             if roots.get(v.id, v.id) == v.id and v.id not in found and not isinstance(node.op, Leaf):
                 live[v.id] = float(v.type.bytes.evaluate(env))

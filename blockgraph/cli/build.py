@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blockgraph.cli import options, screen
-from blockgraph.cli.options import Batch, Json, Length, Phase, Sets, Sizes, Spec
+from blockgraph.cli.options import Batch, Json, Length, Phase, Priced, Sets, Sizes, Spec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +20,7 @@ REFUSED = 1
 def simulate(
     spec: Spec,
     machine: Annotated[str, typer.Option("--machine", metavar="NAME", help="As in `list machines`, or a YAML file.")],
-    phase: Annotated[Phase, typer.Option("--phase", help="forward, prefill or decode.")] = Phase.decode,
+    phase: Annotated[Priced, typer.Option("--phase", help="The call to price.")] = Priced.decode,
     batch: Batch = 1,
     length: Length = 8192,
     chips: Annotated[int, typer.Option("--chips", min=1, help="Chips that share the work; ideal sharding.")] = 1,

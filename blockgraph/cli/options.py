@@ -43,6 +43,14 @@ Weights = Annotated[
 ]
 
 
+class Priced(Enum):
+    """The phases that a plan is made for."""
+
+    forward = "forward"
+    prefill = "prefill"
+    decode = "decode"
+
+
 class Phase(Enum):
     """What one call of a program does."""
 

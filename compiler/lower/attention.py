@@ -276,12 +276,17 @@ def _attend_cached(
         for old, v in zip((old_k, old_v), node.operands[3:5], strict=True)
     )
     precision = ctx.precision(q.dtype)
+    if op.implementation == "doubled":  # two equal rows make it a matrix product
+        ql = jnp.repeat(ql, 2, axis=3)
     if op.implementation == "streamed":
         out, sums = streamed(op, ql, keys, values, own, start, precision)
     else:
         ck, cv = (align(read(c.state), c.axes, c.order).astype(kl.dtype) for c in (keys, values))
         places = slot_positions(start, jnp.arange(slots), slots)
-        out, sums = IMPLEMENTATIONS[op.implementation](op, ql, [Source(ck, cv, places), own], start, None, precision)
+        run = blocked if op.implementation == "blocked" else plain
+        out, sums = run(op, ql, [Source(ck, cv, places), own], start, None, precision)
+    if op.implementation == "doubled":
+        out, sums = out[:, :, :, :1], sums[:, :, :, :1]
     return _back(op, node, out.astype(q.dtype), batch, q), _back(op, node, sums, batch, q)
 
 

@@ -34,7 +34,9 @@ class _Attention(Op):
     heads: str = "heads"
     kv_heads: str = "kv_heads"
     dim: str = "head_dim"
-    implementation: str = "plain"  # "plain" | "blocked" | "streamed" (cached only): chosen by the select pass
+    implementation: str = (
+        "plain"  # "plain" | "blocked" | "streamed", "doubled" (cached only): chosen by the select pass
+    )
 
     def _check(self, q: TensorType, k: TensorType, v: TensorType) -> TensorType:
         heads, kv = q.size(self.heads), k.size(self.kv_heads)
@@ -156,7 +158,8 @@ class AttendCached(_Attention):
         q, k, v, old_k = ins[:4]
         own, slots = k.size(self.keys), old_k.size("slots")
         if self.implementation != "blocked":
-            return moved(ins, outs) + self._scores(q, k, v, own + slots)
+            rows = 2 if self.implementation == "doubled" else 1
+            return moved(ins, outs) + self._scores(q, k, v, own + slots).times(rows)
         tile = q.resize(self.queries, ONE)
         cached = Size.opaque("block_pairs", q.size(self.queries), slots, BLOCK, BLOCK, 0, 0) * (BLOCK * BLOCK)
         return moved(ins, outs) + self._scores(tile, k, v, self._pairs(q.size(self.queries), own) + cached)

@@ -28,12 +28,18 @@ class Choice:
     scan: int = LONGEST_SCAN
     dense_tokens: int = DENSE_TOKENS
     heads_first: bool = True
+    doubled: bool = False  # XLA for GPU makes one query row a reduction, and transposes half the cache for it
     widen: bool = True  # products of narrow floats in float32
     streamed: bool = True  # XLA for CPU would copy a layer's slice of the cache to multiply with it
 
     @staticmethod
     def of(platform: str) -> Choice:
-        return Choice(heads_first=platform != "tpu", streamed=platform == "cpu", widen=platform == "cpu")
+        return Choice(
+            heads_first=platform != "tpu",
+            streamed=platform == "cpu",
+            widen=platform == "cpu",
+            doubled=platform == "gpu",
+        )
 
 
 class Select(Replay):
@@ -60,8 +66,17 @@ def _attention(s: Select, node: Node) -> str:
         slots = s.number(node.operands[3], "slots")
         if s.choice.streamed and queries <= FEW_QUERIES:
             return "streamed"
+        if s.choice.doubled and queries == 1 and _single(node):
+            return "doubled"
         keys = max(keys, slots)
     return "blocked" if min(queries, keys) > 1 and max(queries, keys) > s.choice.scores else "plain"
+
+
+def _single(node: Node) -> bool:
+    """One query head a key head."""
+    op = node.op
+    assert isinstance(op, AttendCached)
+    return node.operands[0].type.size(op.heads) == node.operands[1].type.size(op.kv_heads)
 
 
 def _recurrence(s: Select, node: Node) -> str:

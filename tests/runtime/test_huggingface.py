@@ -111,3 +111,18 @@ def test_the_implementations_for_long_inputs(name: str, phase: str) -> None:
     inputs = {"tokens": c.tokens, **({"valid": c.lengths.astype(np.int32)} if phase == "prefill" else {})}
     logits = made.jitted()(c.params, made.empty_state(), inputs)[0]["logits"]
     assert c.error(logits) < TOLERANCE
+
+
+def test_decode_by_doubled_rows() -> None:
+    """What GPUs run where a query head has a key head of its own."""
+    c = case("gpt_neox")
+    rows = c.tokens.shape[0]
+    made = program(c.model, "decode", {"batch": rows, "seq": 1, "capacity": CAPACITY}, choice=Choice.of("gpu"))
+    assert "doubled" in {getattr(n.op, "implementation", "") for n, _ in made.graph.walk()}
+    fn, state, got = made.jitted(), made.empty_state(), []
+    for t in range(12):
+        valid = (t < c.lengths).astype(np.int32)
+        out, state = fn(c.params, state, {"tokens": c.tokens[:, t : t + 1], "valid": valid})
+        got.append(np.asarray(out["logits"]))
+    seen = c.valid[:, :12, None]
+    assert np.abs(np.where(seen, np.concatenate(got, 1) - c.logits[:, :12], 0)).max() < TOLERANCE
