@@ -24,14 +24,20 @@ VERBS = (
     "Model",
     "Piece",
     "compile",
+    "diff",
     "export",
     "generate",
+    "graph",
     "load",
     "loads",
+    "machines",
     "parameters",
+    "schema",
+    "show",
     "simulate",
     "specs",
     "trace",
+    "validate",
 )
 
 

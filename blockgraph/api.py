@@ -238,3 +238,49 @@ def export(
     model = load(model) if isinstance(model, str) else model
     loaded = read_weights(model, Path(weights), progress=progress)
     return list(write(model, loaded, Path(out), format=format, progress=progress))
+
+
+def validate(spec: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Problem]:
+    """The problems of a spec, its weights mappings included; none for a good one."""
+    from runtime.weights.mapping import check
+
+    try:
+        return list(check(load(spec, overrides)))
+    except BlockgraphError as error:
+        return list(error.problems)
+
+
+def show(model: Model | str, context: int = 8192, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Parameters by block, dims, args, inputs, outputs, phases, state at a context length, sources and guesses."""
+    from blockgraph.inspect import summary
+
+    return summary(load(model) if isinstance(model, str) else model, context, sizes)
+
+
+def graph(model: Model | str, out: str | Path, depth: int | None = None) -> Path:
+    """Draws the model into an .svg or .png file."""
+    from blockgraph.picture import draw
+
+    return draw(load(model) if isinstance(model, str) else model, out, depth)
+
+
+def diff(a: Model | str, b: Model | str) -> dict[str, Any]:
+    """How two models differ: dims, args, parameters, ops, state."""
+    from blockgraph.difference import difference
+
+    first, second = (load(m) if isinstance(m, str) else m for m in (a, b))
+    return dict(difference(first, second))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of spec files."""
+    from compiler.language.spec import json_schema
+
+    return json_schema()
+
+
+def machines() -> list[str]:
+    """Names of the machines that a plan can be made for."""
+    from costmodel.machines import machines as known
+
+    return list(known())
