@@ -116,7 +116,7 @@ def _summary(plan: Plan) -> Table:
 
 
 def _fit(plan: Plan, m: Memory) -> str:
-    have = f"{units.memory_text(m.available)} usable on a {plan.machine}"
+    have = f"{units.memory_text(m.available)} usable on one {plan.machine}"
     if m.fits:
         room = f"headroom {units.memory_text(m.headroom)} ({m.headroom / m.available:.0%})"
         return f"{have}; {room}; the largest batch that fits is about {m.most_batch:,}"

@@ -9,29 +9,21 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# what plugins for compiling without the machine print when they find none
+NOISE = (b"All log messages before absl", b"cudart_stub", b"Could not find cuda drivers")
+
 
 def prepare() -> None:
-    """Imports JAX, on the CPU when no TPU or GPU is attached and the user has not chosen (JAX_PLATFORMS)."""
+    """Imports JAX, on the CPU when no TPU or GPU is attached and the user has not chosen (JAX_PLATFORMS), and finds
+    its devices."""
     if "jax" in sys.modules:
         return
     if not os.environ.get("JAX_PLATFORMS") and not _accelerator():
         os.environ["JAX_PLATFORMS"] = "cpu"
-    if os.environ.get("JAX_PLATFORMS") != "cpu":
-        import jax
-
-        return
-    with _quiet():  # the compile-only CUDA plugin prints that there is no driver, once a library
+    with _without_noise():
         import jax
 
         jax.devices()
-
-
-def start() -> None:
-    """Imports JAX and finds its devices."""
-    prepare()
-    import jax
-
-    jax.devices()
 
 
 def _accelerator() -> bool:
@@ -40,18 +32,19 @@ def _accelerator() -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back what C++ libraries print on standard error; given out after all when something fails."""
+def _without_noise() -> Iterator[None]:
+    """Holds back what is written to the process's stderr, by C++ too, and hands on the lines that say something."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
-            held.seek(0)
-            os.write(kept, held.read())
-            raise
         finally:
+            sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
+            held.seek(0)
+            lines = [line for line in held if not any(noise in line for noise in NOISE)]
+            if lines:
+                os.write(2, b"".join(lines))

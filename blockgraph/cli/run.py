@@ -13,7 +13,6 @@ import typer
 from blockgraph.cli import options, screen
 from blockgraph.cli.options import Json, Sets, Sizes, Spec, Weights
 from blockgraph.cli.progress import Progress
-from blockgraph.cli.quiet import start_jax
 
 if TYPE_CHECKING:
     from blockgraph.api import Piece
@@ -43,10 +42,11 @@ def generate(
     [dim]blockgraph generate smollm2-135m --weights w.gguf --prompt "Hello"[/]"""
     model = options.loaded(spec, sets)
     import blockgraph.api as api
+    from runtime import device
 
     options.warn(model, as_json)
     started = time.perf_counter()
-    start_jax()
+    device.prepare()
     with Progress("loading weights", quiet=as_json) as progress:
         pieces = api.generate(
             model,
@@ -179,9 +179,10 @@ def trace(
     given = options.sizes(sizes)
     ids = _ids(tokens, vocabulary(model)) if tokens is not None else [_words(prompt or "", weights, tokenizer)]
     import blockgraph.api as api
+    from runtime import device
 
     options.warn(model, as_json)
-    start_jax()
+    device.prepare()
     with Progress("tracing", quiet=as_json):
         records, first = api.trace(model, weights, tokens=ids, seed=random or 0, sizes=given, reference=reference,
                                    tolerance=tolerance, out=out)  # fmt: skip

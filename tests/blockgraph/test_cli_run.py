@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import blockgraph.api as api
-import blockgraph.cli.run as commands
 from blockgraph.api import Piece
 from compiler.errors import Problem, WeightsError
 from compiler.targets.result import Result
@@ -98,7 +97,6 @@ def generating(monkeypatch: pytest.MonkeyPatch, *pieces: Piece | Exception) -> d
             yield piece
 
     monkeypatch.setattr(api, "generate", generate)
-    monkeypatch.setattr(commands, "start_jax", lambda: None)
     return asked
 
 
