@@ -57,6 +57,7 @@ ROWS = (
     Row("gemma2-9b", "prefill", 1, "tpu:v6e:1x1"),
     Row("gemma2-9b", "decode", 4, "tpu:v6e:1x1"),
     Row("recurrentgemma-9b", "decode", 8, "tpu:v4:1x1x1"),
+    Row("smollm2-135m", "decode", 8, "tpu:v5e:1x1"),
     *(
         Row("gemma2-2b", phase, batch, target)
         for target in ("tpu:v5e:1x1", "gpu:h100:1x1")

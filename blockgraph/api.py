@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ from compiler.errors import BlockgraphError, Problem
 from compiler.language.load import shipped
 from compiler.language.model import Model, load
 from compiler.language.model import loads as loads
+from costmodel.calls import BATCH, LENGTH, phase_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from compiler.targets import Result
+    from runtime.inputs import Inputs
     from runtime.trace import Record
 
 Progress = Callable[[str], None]
@@ -30,9 +31,9 @@ def specs() -> dict[str, Path]:
     return shipped()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Compiled:
-    """What the compiler said of one phase on one target, and where the artifacts are."""
+    """What the compiler said of one phase on one target, and where the artifacts are (``out`` None: nowhere)."""
 
     model: str
     phase: str
@@ -40,7 +41,16 @@ class Compiled:
     length: int
     chunk: int | None
     result: Result
-    out: Path
+    out: Path | None
+
+    def __repr__(self) -> str:
+        return f"<Compiled {self.call} · {self.result.target}: {self.result.verdict}>"
+
+    @property
+    def call(self) -> str:
+        """What was compiled, in one line."""
+        chunk = [f"chunk {self.chunk:,}"] if self.chunk else []
+        return " · ".join([self.model, self.phase, f"batch {self.batch:,}", f"length {self.length:,}", *chunk])
 
     def as_json(self) -> dict[str, Any]:
         head: dict[str, Any] = {"devices_used": 1}
@@ -65,9 +75,9 @@ def compile(
     model: Model | str,
     target: str,
     *,
-    phase: str = "forward",
-    batch: int = 1,
-    length: int = 2048,
+    phase: str | None = None,
+    batch: int = BATCH,
+    length: int = LENGTH,
     chunk: int | None = None,
     out: str | Path | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -76,29 +86,48 @@ def compile(
     export: bool = True,
     progress: Progress | None = None,
 ) -> Compiled:
-    """Compiles a phase with the target's real compiler, in a child process. ``length``: positions of the call for
+    """Compiles a phase with the target's real compiler, in a child process. ``phase``: decode unless another is asked
+    for; forward for a model that has no decode, and a note says so. ``length``: positions of the call for
     forward and prefill (there at most ``chunk`` a call), room of the cache for all streaming phases. Writes
-    stablehlo.txt, optimised_hlo.txt, artifact.jaxexport and summary.json into ``out`` (default: a temporary folder).
+    stablehlo.txt, optimised_hlo.txt, artifact.jaxexport and summary.json into ``out``; without one no file stays
+    (the verdict is kept in the cache either way).
     A process with jax alone loads the artifact: ``e = jax.export.deserialize(bytearray(data))``, then ``jax.jit(e.call,
     donate_argnums=1)(params, state, inputs)`` gives (outputs, state). All are dicts by label, and
     ``jax.tree.unflatten(e.in_tree, e.in_avals)`` gives their shapes; the state begins as zeros.
     Raises TargetError where there is no verdict; a program that does not fit is a verdict."""
+    from compiler.parallel.request import Request
     from compiler.passes.phase import phase_graph
     from compiler.targets import Job, run
 
     model = load(model) if isinstance(model, str) else model
     check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
+    phase, note = phase_of(model, phase)
     phase_graph(model, phase, logits)  # a phase that the model cannot run is told here, before a child starts
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="blockgraph-compile-"))
     source, overrides = origin(model)
+    request = Request(phase, batch, length, chunk, dict(sizes or {}), logits)
     kwargs = {
-        "spec": source, "overrides": overrides, "phase": phase, "batch": batch, "length": length, "chunk": chunk,
-        "sizes": dict(sizes or {}), "logits": logits, "export": export,
+        "spec": source, "overrides": overrides, "request": request.as_json(), "export": export and out is not None,
     }  # fmt: skip
-    result = run(Job(target, "compiler.lower.entry:build", kwargs, str(folder), time_limit), progress)
-    compiled = Compiled(model.name, phase, batch, length, chunk, result, folder)
-    write_json(folder / "summary.json", compiled.as_json())
+    job = Job(target, "compiler.lower.entry:build", kwargs, time_limit=time_limit)
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="blockgraph-compile-") as folder:
+            try:
+                result = run(replace(job, out=folder, artifacts=()), progress)
+            except BlockgraphError as error:
+                raise type(error)([_without_log(p, folder) for p in error.problems]) from None
+    else:
+        result = run(replace(job, out=str(out)), progress)
+    result = replace(result, notes=(*((note,) if note is not None else ()), *result.notes))
+    compiled = Compiled(model.name, phase, batch, length, chunk, result, None if out is None else Path(out))
+    if compiled.out is not None:
+        write_json(compiled.out / "summary.json", compiled.as_json())
     return compiled
+
+
+def _without_log(problem: Problem, folder: str) -> Problem:
+    """A problem whose log is gone with the folder that it lay in."""
+    message = re.sub(rf"log: {re.escape(folder)}\S*", "--out DIR keeps the whole log", problem.message)
+    return replace(problem, message=message)
 
 
 def origin(model: Model) -> tuple[str, str]:
@@ -193,30 +222,49 @@ def parameters(model: Model, weights: str | Path | None, seed: int = 0, progress
     return dict(read_weights(model, Path(weights), progress=progress).arrays)
 
 
+def trace_inputs(
+    model: Model,
+    tokens: Sequence[Sequence[int]] | None = None,
+    inputs: Mapping[str, Any] | str | Path | None = None,
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> Inputs:
+    """All inputs of a call of the model: ``tokens`` [batch][length], ``inputs`` by name (or a .safetensors file of
+    them), and random ones from a seed for what neither gives (``drawn`` names them)."""
+    from runtime.inputs import complete, read
+
+    given: dict[str, Any] = {}
+    if inputs is not None:
+        given |= inputs if isinstance(inputs, Mapping) else read(Path(inputs))
+    name = str(model.streaming_input)
+    if tokens is not None:
+        given[name] = tokens
+    if name not in given:
+        raise BlockgraphError(Problem("missing-input", f"{model.name} needs its input {name}: give the tokens"))
+    return complete(model, given, sizes, seed)
+
+
 def trace(
     model: Model | str,
     weights: str | Path | None = None,
     *,
-    tokens: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[int]] | None = None,
     seed: int = 0,
-    inputs: Mapping[str, np.ndarray] | None = None,
+    inputs: Mapping[str, Any] | str | Path | None = None,
+    input_seed: int = 0,
     sizes: Mapping[str, int] | None = None,
     reference: str | Path | None = None,
     tolerance: float = 1e-3,
     out: str | Path | None = None,
 ) -> tuple[list[Record], Record | None]:
-    """Values at every node in one forward pass over ``tokens`` [batch][length], and the first node that is not
+    """Values at every node in one forward pass over the inputs (see ``trace_inputs``), and the first node that is not
     finite or differs from ``reference`` (an .npz of an earlier trace) by more than tolerance x its rms."""
-    import numpy as np
-
     from runtime import trace as tracing
 
     model = load(model) if isinstance(model, str) else model
     other = tracing.read_reference(Path(reference)) if reference is not None else None
-    ids = np.asarray(tokens, np.int32)
-    values = tracing.trace(
-        model, parameters(model, weights, seed), {str(model.streaming_input): ids, **(inputs or {})}, sizes=sizes
-    )
+    call = trace_inputs(model, tokens, inputs, sizes, input_seed)
+    values = tracing.trace(model, parameters(model, weights, seed), call.arrays, sizes=call.sizes)
     if out is not None:
         tracing.save(values, Path(out))
     made = tracing.records(values, other)

@@ -24,8 +24,8 @@ from costmodel.price import price
 
 CONTEXT = 8192  # tokens at which state is told, unless asked otherwise
 STREAMING = ("prefill", "decode", "verify", "commit")
-SHOWN = ("elaborate", "phase", "select", "loss", "differentiate")  # passes whose graph can be printed
-TRAINING = ("loss", "differentiate")
+SHOWN = ("elaborate", "phase", "select", "loss", "differentiate", "optimise")  # passes whose graph can be printed
+TRAINING = ("loss", "differentiate", "optimise")
 _FAR = 1 << 30  # a context beyond every window: what still grows there grows without end
 
 
@@ -225,23 +225,23 @@ def after(model: Model, name: str, phase: str, sizes: Mapping[str, int], platfor
     """The graph of a phase after the pass ``name``, verified. ``sizes``: batch, seq, capacity and what else it needs;
     ``platform``: whose implementations are selected. Raises BlockgraphError for a pass that this cannot be asked of."""
     from compiler.passes import pipeline
+    from compiler.passes.optimise import AdamW
 
     pipeline.known_pass(name)
     if name == "partition":
         raise BlockgraphError(Problem("unknown-pass", "partition needs a mesh, and there is none here", None, SHOWN))
     if name in TRAINING and phase != "forward":
         raise BlockgraphError(Problem("unknown-pass", f"{name} belongs to training: {phase} has none", None, SHOWN[:3]))
-    missing = sorted(variable_axes(model) - set(sizes)) if name not in ("elaborate", "phase", "loss") else []
+    missing = sorted(variable_axes(model) - set(sizes)) if name not in ("elaborate", "phase") else []
     if missing:
         message = f"{model.name} needs a size for {', '.join(missing)}"
         raise BlockgraphError(Problem("missing-size", message, None, (), f"--size {missing[0]}=…"))
     choice = Choice.of(platform)
-    steps: list[pipeline.Pass] = [
-        pipeline.Elaborate(),
-        pipeline.Phase(model, phase, fresh=whole_prompt(phase, sizes), heads_first=choice.heads_first),
-        *([pipeline.Loss(str(model.streaming_input))] if name in TRAINING else []),
-        pipeline.Select(sizes, choice),
-        pipeline.Differentiate(),
-    ]
+    if name in TRAINING:
+        optimiser = AdamW() if name == "optimise" else None
+        steps = pipeline.training_pipeline(model, sizes, optimiser=optimiser, choice=choice).passes
+    else:
+        fresh = whole_prompt(phase, sizes)
+        steps = pipeline.phase_pipeline(model, phase, sizes, fresh=fresh, choice=choice).passes
     last = next(i for i, step in enumerate(steps) if step.name == name)
-    return pipeline.Pipeline(tuple(steps[: last + 1])).run(model.graph)
+    return pipeline.Pipeline(steps[: last + 1]).run(model.graph)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 MAX_NAMES = 500  # among which a nearest one is looked for
+MAX_SHOWN = 24  # names and places of one problem that are printed
 
 
 @dataclass(frozen=True, order=True)
@@ -36,13 +37,22 @@ class Problem:
     suggestion: str | None = None  # the nearest valid name, or a short mend
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, also: Sequence[Position] = ()) -> str:
+        """As people read it. ``also``: further places of the same problem."""
         where = f"{self.position}: " if self.position else ""
         text = f"{where}{self.message} [{self.code}]"
+        if also:
+            own = self.position.file if self.position else ""
+            places = [f"{p.line}:{p.column}" if p.file == own and p.line else str(p) for p in also]
+            more = f", … ({len(places)} in all)" if len(places) > MAX_SHOWN else ""
+            text += f"\n    also at {', '.join(places[:MAX_SHOWN])}{more}"
         if self.suggestion:  # a name has no space, a mend is a phrase
             text += f"\n    {'try' if ' ' in self.suggestion else 'did you mean'}: {self.suggestion}"
         if self.allowed:
-            more = f", … ({len(self.allowed)} in all)" if len(self.allowed) > 24 else ""
-            shown = ", ".join(self.allowed[:24]) + more
+            more = f", … ({len(self.allowed)} in all)" if len(self.allowed) > MAX_SHOWN else ""
+            shown = ", ".join(self.allowed[:MAX_SHOWN]) + more
             text += f"\n    allowed: {shown}"
         return text
 
@@ -58,6 +68,19 @@ class Problem:
         }
 
 
+def gathered(problems: Iterable[Problem]) -> list[tuple[Problem, tuple[Position, ...]]]:
+    """Each problem with the further places where it is the same: a misspelt name that is used ten times."""
+    places: dict[Problem, list[Position]] = {}
+    first: dict[Problem, Problem] = {}
+    for problem in problems:
+        same = replace(problem, position=None)
+        if same in first and problem.position is not None:
+            places[same].append(problem.position)
+        else:
+            first[same], places[same] = problem, []
+    return [(problem, tuple(places[same])) for same, problem in first.items()]
+
+
 class BlockgraphError(Exception):
     """Base of everything that a user can cause; the CLI prints its problems and exits with ``exit_code``."""
 
@@ -69,7 +92,7 @@ class BlockgraphError(Exception):
         if isinstance(problems, Problem):
             problems = [problems]
         self.problems: tuple[Problem, ...] = tuple(problems)
-        super().__init__("\n".join(str(p) for p in self.problems))
+        super().__init__("\n".join(p.text(also) for p, also in gathered(self.problems)))
 
 
 class SpecError(BlockgraphError):

@@ -61,7 +61,7 @@ def _transient(node: Node, env: Mapping[str, float], found: Mapping[int, Origin]
     """Bytes that a node needs only while it runs."""
     if isinstance(node.op, Repeat):
         return activation_bytes(node.op.body, env, found)
-    if getattr(node.op, "implementation", None) == "plain":
+    if getattr(node.op, "implementation", None) in ("plain", "diagonal"):
         cost = node.op.cost([v.type for v in node.operands], [v.type for v in node.results])
         return float(cost.vector.evaluate(env)) / SCORE_FLOPS * 4
     return 0.0

@@ -7,12 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from costmodel import units
+
 TIME_LABEL = "roofline lower bound, uncalibrated"
+PLAIN = "attention is counted as it runs: every query against every key slot, masked ones too"
+BLOCKED = "blocked attention is counted as it runs: whole tiles of 512 x 512 that the mask leaves"
+PACKED = (
+    "key heads that do not fill a TPU's tiles lie side by side in the cache: a query of decode or verify meets all of "
+    "them, zeros for those that are not its own, which is more products and no more traffic"
+)
+LOOKUPS = "embedding lookups are not counted as FLOPs"
 CONVENTIONS = (
     "1 multiply-add = 2 FLOPs",
-    "attention is counted as the chosen implementation runs it: plain, every query against every key slot "
-    "(masked ones too); blocked, whole tiles of 512 x 512 that the mask leaves",
-    "embedding lookups are not counted as FLOPs",
+    PLAIN,
+    BLOCKED,
+    PACKED,
+    LOOKUPS,
     "capacity in GiB (2^30 bytes); traffic and bandwidth in GB (1e9 bytes)",
 )
 
@@ -55,7 +65,6 @@ class Memory:
     parameters: float
     state_by_kind: Mapping[str, float]
     activations: float  # rough
-    padded_copies: float  # of caches that do not fill a TPU's tiles
     total: float
     available: float
     headroom: float  # negative where it does not fit
@@ -89,7 +98,7 @@ class Row:
     binds: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """One call of a model on a machine."""
 
@@ -109,9 +118,29 @@ class Plan:
     by_path: tuple[Row, ...]
     assumptions: tuple[str, ...]
     conventions: tuple[str, ...] = CONVENTIONS
+    aside: tuple[str, ...] = ()  # those of both that speak of what this call has not
+    chunk: int | None = None  # of a prefill in several calls: the tokens of one
+    notes: tuple[str, ...] = ()  # how this is not what was asked for
 
     def as_json(self) -> dict[str, Any]:
         return _plain(self)
+
+    def __repr__(self) -> str:
+        time = f"{units.time_text(self.time.seconds)} at least, {'fits' if self.memory.fits else 'does not fit'}"
+        return f"<Plan {self.call}: {time}>"
+
+    def __str__(self) -> str:
+        from costmodel.render import plan_text
+
+        return plan_text(self).rstrip()
+
+    @property
+    def call(self) -> str:
+        """What was priced, in one line."""
+        length = f"{'context' if self.phase == 'decode' else 'length'} {self.length:,}"
+        chunk = [f"chunk {self.chunk:,}"] if self.chunk is not None else []
+        chips = f"{self.chips:,} x {self.machine}" if self.chips > 1 else self.machine
+        return " · ".join([self.model, self.phase, f"batch {self.batch:,}", length, *chunk, chips])
 
 
 def _plain(value: Any) -> Any:

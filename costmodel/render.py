@@ -16,25 +16,37 @@ if TYPE_CHECKING:
 SHOWN = 8  # rows of "where the time goes"
 
 
-def plan_text(plan: Plan, width: int = 100) -> str:
+def plan_text(plan: Plan, width: int = 100, brief: bool = False) -> str:
     """The drawn plan as plain text."""
     from rich.console import Console
 
-    console = Console(width=width, no_color=True, highlight=False)
+    console = Console(width=width, no_color=True, color_system=None, highlight=False)
     with console.capture() as captured:
-        show_plan(plan, console)
+        show_plan(plan, console, brief)
     return captured.get()
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    """Draws a plan: the summary, where the time goes, every assumption, the conventions."""
-    context = f"context {plan.length:,}" if plan.phase == "decode" else f"length {plan.length:,}"
-    chips = f"{plan.chips:,} x {plan.machine}" if plan.chips > 1 else plan.machine
-    console.print(f"[bold]{plan.model}[/] · {plan.phase} · batch {plan.batch:,} · {context} · {chips}", highlight=False)
+def escape(text: str) -> str:
+    from rich.markup import escape as escaped
+
+    return escaped(text)
+
+
+def show_plan(plan: Plan, console: Console, brief: bool = False) -> None:
+    """Draws a plan: the summary and where the time goes; unless ``brief``, the assumptions and conventions that
+    have to do with this call."""
+    name, _, rest = plan.call.partition(" · ")
+    console.print(f"[bold]{escape(name)}[/] · {escape(rest)}", highlight=False)
+    for note in plan.notes:
+        console.print(escape(f"note: {note}"), highlight=False)
     console.print(_summary(plan))
     console.print(_rows("where the time goes", plan.by_path, plan))
-    _bullets(console, "assumptions", plan.assumptions)
-    _bullets(console, "conventions", plan.conventions)
+    if brief:
+        return
+    for title, lines in (("assumptions", plan.assumptions), ("conventions", plan.conventions)):
+        _bullets(console, title, [line for line in lines if line not in plan.aside])
+    if plan.aside:
+        console.print(f"and {units.counted(len(plan.aside), 'more')} about what this call has not: --json", style="dim")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -97,7 +109,6 @@ def _summary(plan: Plan) -> Table:
                 f"parameters {units.memory_text(m.parameters)}",
                 *states,
                 f"activations about {units.memory_text(m.activations)}",
-                *([f"padded copies of caches {units.memory_text(m.padded_copies)}"] if m.padded_copies else []),
             ]
         ),
     )
@@ -141,7 +152,7 @@ def _rows(title: str, rows: tuple[Row, ...], plan: Plan) -> Table:
     if rest:
         seconds = sum(r.seconds for r in rest)
         table.add_row(
-            f"{len(rest)} others",
+            units.counted(len(rest), "other", "others"),
             units.time_text(seconds),
             f"{seconds / plan.time.seconds:.1%}",
             units.flop_text(sum(r.matrix for r in rest)),

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.errors import Problems, nearest
 from compiler.graph.types import DTYPE_BITS
+from costmodel.calls import BATCH, LENGTH, phase_of
 from costmodel.errors import PlanError
 from costmodel.machines import Machine, machine
 from costmodel.memory import activation_bytes
 from costmodel.origins import Stored
-from costmodel.padding import padded_copy_bytes
-from costmodel.plan import TIME_LABEL, Flops, Memory, Parameters, Plan, Traffic
+from costmodel.plan import BLOCKED, LOOKUPS, PACKED, PLAIN, TIME_LABEL, Flops, Memory, Parameters, Plan, Traffic
 from costmodel.price import Price, price
 from costmodel.roofline import rows, timed
 
@@ -28,29 +29,36 @@ if TYPE_CHECKING:
     from compiler.language.model import Model
 
 PHASES = ("forward", "prefill", "decode")
-MOST = {"batch": 1 << 24, "length": 1 << 27, "chips": 1_000_000}
+MOST = {"batch": 1 << 24, "length": 1 << 27, "chips": 1_000_000, "chunk": 1 << 27}
+SCORES = "attention scores stay on the chip"
+IN_PLACE = "state is updated in place"
+RIDES = "element-wise work that rides takes no time of its own, and exp, log, tanh and the like take none"
 
 
 def simulate(
     model: Model | str | Path,
     machine_: Machine | str | Path,
-    phase: str = "decode",
-    batch: int = 1,
-    length: int = 8192,
+    phase: str | None = None,
+    batch: int = BATCH,
+    length: int = LENGTH,
     chips: int = 1,
     *,
+    chunk: int | None = None,
     weights_dtype: str | None = None,
     cache_dtype: str | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Plan:
     """Prices one call of a model (or of the spec of that name) on a machine (or the one of that name).
 
+    ``phase``: decode unless another is asked for; forward for a model that has no decode, and a note says so.
     ``length``: tokens of the call (forward, prefill), or the context that decode reads, which is the cache's
-    length. ``weights_dtype``, ``cache_dtype``: how matrices, and keys and values, are stored (default: as the
-    spec says). ``sizes``: other lengths of the model (frames, images).
+    length. ``chunk``: a prefill in calls of so many tokens, of which one is priced. ``weights_dtype``,
+    ``cache_dtype``: how matrices, and keys and values, are stored (default: as the spec says). ``sizes``: other
+    lengths of the model (frames, images).
     Raises SpecError, PlanError, MachineError, PhaseError.
     """
-    _check(phase, {"batch": batch, "length": length, "chips": chips}, weights_dtype, cache_dtype)
+    sizes_given = {"batch": batch, "length": length, "chips": chips, **({} if chunk is None else {"chunk": chunk})}
+    _check(phase, sizes_given, weights_dtype, cache_dtype)
     place = machine_ if isinstance(machine_, Machine) else machine(machine_)
     if isinstance(model, (str, Path)):
         from compiler.language.model import load
@@ -60,14 +68,20 @@ def simulate(
     from compiler.passes.pipeline import phase_pipeline
     from compiler.passes.select import Choice
 
-    fresh, choice = phase == "prefill", Choice.of(place.kind)
-    env = _env(phase, batch, length, sizes or {}, price(phase_graph(model, phase, fresh=fresh).graph).symbols)
+    phase, note = phase_of(model, phase)
+    chunk = None if chunk is None or chunk >= length else chunk
+    fresh, choice = phase == "prefill" and chunk is None, Choice.of(place.kind)
+    symbols = price(phase_graph(model, phase, fresh=fresh).graph).symbols
+    env = _env(phase, batch, length, chunk, sizes or {}, symbols)
     graph = phase_pipeline(model, phase, env, fresh=fresh, choice=choice).run(model.graph)
-    stored = Stored(weights_dtype, cache_dtype)
-    priced = price(graph, stored)
+    priced = price(graph, Stored(weights_dtype, cache_dtype))
     plan = plan_graph(graph, priced, place, env, chips, phase, model.name, length)
+    told = _told(model, priced, phase, weights_dtype, cache_dtype)
+    if chunk is not None:
+        calls = -(-length // chunk)
+        told.insert(0, f"this is one call of {chunk:,} tokens a row: {length:,} tokens take {calls:,} such calls")
     return dataclasses.replace(
-        plan, assumptions=(*plan.assumptions, *_told(model, priced, phase, weights_dtype, cache_dtype))
+        plan, assumptions=(*plan.assumptions, *told), chunk=chunk, notes=(note,) if note is not None else ()
     )
 
 
@@ -106,29 +120,43 @@ def plan_graph(
         by_op=rows(nodes, lambda item: item.op),
         by_path=rows(nodes, lambda item: item.path),
         assumptions=_assumptions(place, chips, nodes.notes),
+        aside=_aside(graph, priced, work.vector + work.transcendental),
     )
+
+
+def _aside(graph: Graph, priced: Price, beside_products: float) -> tuple[str, ...]:
+    """The assumptions and conventions about what a graph has not."""
+    ways = {getattr(n.op, "implementation", None) for n, _ in graph.walk() if n.op.name.startswith("attend")}
+    there = {
+        SCORES: bool(ways),
+        RIDES: beside_products > 0,
+        IN_PLACE: bool(priced.states),
+        PLAIN: bool(ways - {"blocked"}),
+        BLOCKED: "blocked" in ways,
+        PACKED: "diagonal" in ways,
+        LOOKUPS: any(item.op == "lookup" for item in priced.items),
+    }
+    return tuple(text for text, has in there.items() if not has)
 
 
 def _memory(graph: Graph, priced: Price, place: Machine, env: Mapping[str, int], chips: int) -> Memory:
     held, room = sum(priced.parameter_bytes().values()) / chips, place.memory_bytes
 
-    def parts(batch: int) -> tuple[dict[str, float], float, float]:
+    def parts(batch: int) -> tuple[dict[str, float], float]:
         at_batch = {**env, "batch": batch}
         states = {k: float(v) / chips for k, v in priced.state_bytes(at_batch).items()}
-        copies = padded_copy_bytes(graph, at_batch) / chips if place.kind == "tpu" else 0.0
-        return states, activation_bytes(graph, at_batch, priced.origins) / chips, copies
+        return states, activation_bytes(graph, at_batch, priced.origins) / chips
 
     def total(batch: int) -> float:
-        states, activations, copies = parts(batch)
-        return held + sum(states.values()) + activations + copies
+        states, activations = parts(batch)
+        return held + sum(states.values()) + activations
 
-    states, activations, copies = parts(env["batch"])
+    states, activations = parts(env["batch"])
     whole = total(env["batch"])
     return Memory(
         parameters=held,
         state_by_kind=states,
         activations=activations,
-        padded_copies=copies,
         total=whole,
         available=room,
         headroom=room - whole,
@@ -151,9 +179,11 @@ def _most(fits: Callable[[int], bool]) -> int | None:
     return low
 
 
-def _env(phase: str, batch: int, length: int, sizes: Mapping[str, int], symbols: frozenset[str]) -> dict[str, int]:
+def _env(
+    phase: str, batch: int, length: int, chunk: int | None, sizes: Mapping[str, int], symbols: frozenset[str]
+) -> dict[str, int]:
     """The values of a graph's size symbols."""
-    seq = 1 if phase == "decode" else length
+    seq = 1 if phase == "decode" else chunk or length
     env = {"batch": batch, "seq": seq, "capacity": length, **sizes}
     problems = Problems()
     for name in sorted(symbols - set(env)):
@@ -172,10 +202,13 @@ def _env(phase: str, batch: int, length: int, sizes: Mapping[str, int], symbols:
     return env
 
 
-def _check(phase: str, sizes: Mapping[str, object], *dtypes: str | None) -> None:
+def _check(phase: str | None, sizes: Mapping[str, object], *dtypes: str | None) -> None:
     """Refuses what no plan can be made of, by name."""
     problems = Problems()
-    if phase not in PHASES:
+    if "chunk" in sizes and phase != "prefill":
+        text = f"chunk: a prefill is cut into calls, {phase or 'decode'} is not"
+        problems.add("bad-option", text, allowed=["prefill"], suggestion="prefill")
+    if phase is not None and phase not in PHASES:
         problems.add(
             "unknown-phase",
             f"no plan is made for the phase {phase!r}",
@@ -197,9 +230,20 @@ def _check(phase: str, sizes: Mapping[str, object], *dtypes: str | None) -> None
                 "unknown-dtype",
                 f"{name}: no dtype is called {dtype!r}",
                 allowed=known,
-                suggestion=nearest(dtype, known),
+                suggestion=_nearest_dtype(dtype, known),
             )
     problems.raise_if_any(PlanError)
+
+
+def _nearest_dtype(name: str, known: Sequence[str]) -> str | None:
+    """Of the same kind the one of the nearest width: int4 for int3, bfloat16 for bf16, float16 for fp8."""
+    match = re.fullmatch(r"(u?int|i|u|q|bfloat|bf|float|fp|f)(\d+).*", name.lower())
+    if match is None:
+        return nearest(name, known)
+    kind = "bfloat" if match[1].startswith("b") else "float" if match[1].startswith("f") else "int"
+    bits = int(match[2])
+    alike = {dtype: int(dtype.removeprefix(kind)) for dtype in known if dtype.startswith(kind)}
+    return min(alike, key=lambda d: (abs(alike[d] - bits), -alike[d]), default=None)
 
 
 def _assumptions(place: Machine, chips: int, notes: tuple[str, ...]) -> tuple[str, ...]:
@@ -207,9 +251,11 @@ def _assumptions(place: Machine, chips: int, notes: tuple[str, ...]) -> tuple[st
         f"time is a {TIME_LABEL}: every node runs at the peak rate or the peak bandwidth, with no launch, no "
         "dispatch and nothing waiting; how far above it the true time lies is not known here",
         "traffic is the fused estimate: element-wise ops, norms and reshapes ride with their neighbours, "
-        "every other op reads its operands and writes its results once; attention scores stay on the chip",
-        "element-wise work that rides takes no time of its own, and exp, log, tanh and the like take none",
-        "activations are rough: live values without fusion; state is updated in place",
+        "every other op reads its operands and writes its results once",
+        SCORES,
+        RIDES,
+        "activations are rough: live values without fusion",
+        IN_PLACE,
     ]
     if place.usable_hbm_bytes is None:
         said.append(f"all of {place.name}'s HBM counts as usable: what its compiler or driver keeps is not known")

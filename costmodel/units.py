@@ -159,3 +159,8 @@ def count_text(number: float) -> str:
 def rate_text(per_s: float, what: str) -> str:
     """``1,234 tokens/s``."""
     return f"{_digits(per_s, 3)} {what}/s"
+
+
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """``1 other``, ``2 others``; without ``many`` the word stays as it is."""
+    return f"{n:,} {one if n == 1 or many is None else many}"

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime import device
 
@@ -30,8 +30,9 @@ from compiler.ops.leaves import Layers, Parameter  # noqa: E402
 
 @dataclass(frozen=True)
 class Record:
-    """A node's value. ``name``: its path and op, the layer's number in brackets (in nested repeats several), and
-    #2, #3 … where a block has the op again."""
+    """A node's value. ``name``: that of the value where it has one in the spec (a block's result, a line of a
+    program), else its path and op; then the layer's number in brackets (in nested repeats several), and #2, #3 …
+    where the name comes again. ``alias``: path and op in any case. ``path``: of the block that it is in."""
 
     name: str
     op: str
@@ -45,9 +46,20 @@ class Record:
     finite: bool
     where: str = ""
     difference: float | None = None  # largest absolute difference from the reference
+    alias: str = ""
+    path: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class Seen(NamedTuple):
+    """A node, its value in the graph, and the numbers of one trip."""
+
+    node: Node
+    value: Value
+    array: np.ndarray
+    alias: str
 
 
 def trace(
@@ -56,12 +68,14 @@ def trace(
     inputs: Mapping[str, np.ndarray],
     *,
     sizes: Mapping[str, int] | None = None,
-) -> dict[str, tuple[Node, Value, np.ndarray]]:
+) -> dict[str, Seen]:
     """Values of all nodes by name, layers of a repeat written out, in the order they are computed."""
     batch, seq = np.asarray(inputs[str(model.streaming_input)]).shape
-    made = program(model, "forward", {"batch": batch, "seq": seq, "capacity": seq, **(sizes or {})})
+    full_sizes = {"batch": batch, "seq": seq, "capacity": seq, **(sizes or {})}
+    made = program(model, "forward", full_sizes)
     traced = exposed(made.graph)
-    extra = {k: np.full(batch, seq, np.int32) for k in made.inputs if k.endswith("_lengths") and k not in inputs}
+    lengths = [k for k in made.inputs if k.endswith("_lengths") and k not in inputs]
+    extra = {k: np.full(batch, full_sizes[k.removesuffix("_lengths")], np.int32) for k in lengths}
     full = dataclasses.replace(made, graph=traced.graph)
     own = {k: params[k] for k in made.parameters}
     outputs, _ = jax.jit(full.function())(own, {}, {**inputs, **extra})
@@ -69,7 +83,7 @@ def trace(
     for key in {e.output for e in traced.entries}:
         array = np.asarray(outputs.pop(key))
         arrays[key] = array if array.dtype == np.int32 else array.astype(np.float32)
-    return {e.name: (e.node, e.node.result, arrays[e.output][e.trips]) for e in traced.entries}
+    return {e.name: Seen(e.node, e.node.result, arrays[e.output][e.trips], e.alias) for e in traced.entries}
 
 
 SILENT = ("parameter", "constant", "argument", "state")
@@ -82,6 +96,7 @@ class Entry:
 
     output: str
     name: str
+    alias: str  # by path and op
     node: Node
     trips: tuple[int, ...]  # index into the leading axes of the output
 
@@ -108,13 +123,35 @@ def exposed(graph: Graph) -> Traced:
     made, shown = _expose(graph, {}, ids)
     outputs = [(f"trace:{x.value.id}", x.value) for x in _leaves(shown)]
     entries: list[Entry] = []
-    counts: Counter[str] = Counter()
+    given = _given(graph)
+    names, aliases = Counter[str](), Counter[str]()
+
+    def numbered(base: str, counts: Counter[str]) -> str:
+        while True:
+            counts[base] += 1
+            name = base if counts[base] == 1 else f"{base}#{counts[base]}"
+            if name == base or name not in counts:
+                return name
+
     for x, trips in _in_order(shown, ()):
-        base = f"{x.node.path or 'graph'}.{x.node.op.name}{_layer(x.stack, trips)}"
-        counts[base] += 1
-        name = base if counts[base] == 1 else f"{base}#{counts[base]}"
-        entries.append(Entry(f"trace:{x.value.id}", name, x.node, trips))
+        layer, own = _layer(x.stack, trips), f"{x.node.path or 'graph'}.{x.node.op.name}"
+        alias = numbered(own + layer, aliases)
+        name = given.get(x.node.result.id)
+        name = numbered(alias if name is None else name + layer, names)
+        entries.append(Entry(f"trace:{x.value.id}", name, alias, x.node, trips))
     return Traced(dataclasses.replace(made, outputs=(*made.outputs, *outputs)), entries)
+
+
+def _given(graph: Graph) -> dict[int, str]:
+    """Names that values have in the spec, the innermost of several, in the graph and the regions inside it. Another
+    value of the same name has it with a number behind an @, which is left out: layers tell them apart."""
+    found: dict[int, str] = {}
+    for name, value in graph.names.items():
+        found.setdefault(value.id, name.partition("@")[0])
+    for node in graph.nodes:
+        if node.op.region is not None:
+            found |= _given(node.op.region)
+    return found
 
 
 def _expose(graph: Graph, parameters: dict[int, Stack], ids: Iterator[int]) -> tuple[Graph, list[_Shown]]:
@@ -206,15 +243,14 @@ def _ids(graph: Graph) -> Iterator[int]:
             yield from _ids(node.op.region)
 
 
-def records(
-    values: Mapping[str, tuple[Node, Value, np.ndarray]], reference: Mapping[str, np.ndarray] | None = None
-) -> list[Record]:
+def records(values: Mapping[str, Seen], reference: Mapping[str, np.ndarray] | None = None) -> list[Record]:
     """Short statistics of traced values, with differences where the reference has the name."""
     made = []
-    for name, (node, value, array) in values.items():
+    for name, (node, value, array, alias) in values.items():
         flat = array.astype(np.float64)
         some = flat if flat.size else np.zeros(1)
-        difference = _difference(flat, reference[name]) if reference is not None and name in reference else None
+        other = next((reference[n] for n in (name, alias) if n in reference), None) if reference is not None else None
+        difference = _difference(flat, other) if other is not None else None
         made.append(
             Record(
                 name,
@@ -229,6 +265,8 @@ def records(
                 finite=bool(np.isfinite(flat).all()),
                 where=str(node.position or ""),
                 difference=difference,
+                alias=alias,
+                path=node.path,
             )
         )
     return made
@@ -263,9 +301,9 @@ def read_reference(path: Path) -> dict[str, np.ndarray]:
         raise BlockgraphError(Problem("bad-reference", f"{path} is no .npz of a trace: {e}")) from None
 
 
-def save(values: Mapping[str, tuple[Node, Value, np.ndarray]], path: Path) -> None:
+def save(values: Mapping[str, Seen], path: Path) -> None:
     """Writes the values as a reference file (.npz), a temporary name first."""
     temporary = path.with_name(path.name + ".tmp.npz")
-    arrays: dict[str, Any] = {name: array for name, (_, _, array) in values.items()}
+    arrays: dict[str, Any] = {name: traced.array for name, traced in values.items()}
     np.savez_compressed(temporary, **arrays)
     temporary.replace(path)

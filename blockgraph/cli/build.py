@@ -8,6 +8,7 @@ import typer
 
 from blockgraph.cli import options, screen
 from blockgraph.cli.options import Batch, Json, Length, Phase, Priced, Sets, Sizes, Spec
+from costmodel.calls import BATCH, LENGTH, phase_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,14 +16,18 @@ if TYPE_CHECKING:
     from compiler.targets.result import Result
 
 REFUSED = 1
+DEFAULT = " (default: decode; forward for a model that has none)"
 
 
 def simulate(
     spec: Spec,
-    machine: Annotated[str, typer.Option("--machine", metavar="NAME", help="As in `list machines`, or a YAML file.")],
-    phase: Annotated[Priced, typer.Option("--phase", help="The call to price.")] = Priced.decode,
-    batch: Batch = 1,
-    length: Length = 8192,
+    machine: Annotated[
+        str | None, typer.Option("--machine", metavar="NAME", help="Needed: as in `list machines`, or a YAML file.")
+    ] = None,
+    phase: Annotated[Priced | None, typer.Option("--phase", help=f"The call to price{DEFAULT}.")] = None,
+    batch: Batch = BATCH,
+    length: Length = LENGTH,
+    chunk: Annotated[int | None, typer.Option("--chunk", min=1, help="Tokens of one of several prefill calls.")] = None,
     chips: Annotated[int, typer.Option("--chips", min=1, help="Chips that share the work; ideal sharding.")] = 1,
     weights_dtype: Annotated[
         str | None, typer.Option("--weights-dtype", metavar="DTYPE", help="How matrices are stored, as in int8.")
@@ -30,21 +35,31 @@ def simulate(
     cache_dtype: Annotated[
         str | None, typer.Option("--cache-dtype", metavar="DTYPE", help="How keys and values are stored.")
     ] = None,
+    brief: Annotated[bool, typer.Option("--brief", help="The figures without the assumptions.")] = False,
     sets: Sets = None,
     sizes: Sizes = None,
     as_json: Json = False,
 ) -> None:
     """Price one call on a machine: FLOPs, bytes, memory, roofline time.
-    [dim]blockgraph simulate gemma2-9b --machine v5e --batch 8[/]"""
+    [dim]blockgraph simulate gemma2-9b --machine v5e --batch 8[/]
+
+    Printed are the assumptions that have to do with this call; --json holds all."""
     import blockgraph.api as api
 
+    if machine is None:
+        from compiler.errors import BlockgraphError, Problem
+
+        known = tuple(api.machines())
+        problem = Problem("missing-option", "simulate needs --machine, whose numbers it prices with", None, known)
+        raise BlockgraphError(problem)
     model = options.loaded(spec, sets)
     plan = api.simulate(
         model,
         machine,
-        phase=phase.value,
+        phase=phase.value if phase is not None else None,
         batch=batch,
         length=length,
+        chunk=chunk,
         chips=chips,
         weights_dtype=weights_dtype,
         cache_dtype=cache_dtype,
@@ -56,7 +71,7 @@ def simulate(
         return
     from costmodel.render import show_plan
 
-    show_plan(plan, screen.console())
+    show_plan(plan, screen.console(), brief)
 
 
 def compile_(
@@ -64,9 +79,9 @@ def compile_(
     target: Annotated[
         str, typer.Option("--target", metavar="TARGET", help="cpu, tpu:v5p:4x4x4, gpu:h100:1x8 …; none is needed here.")
     ] = "cpu",
-    phase: Annotated[Phase, typer.Option("--phase", help="The program to compile.")] = Phase.forward,
-    batch: Batch = 1,
-    length: Length = 2048,
+    phase: Annotated[Phase | None, typer.Option("--phase", help=f"The program to compile{DEFAULT}.")] = None,
+    batch: Batch = BATCH,
+    length: Length = LENGTH,
     chunk: Annotated[int | None, typer.Option("--chunk", min=1, help="Tokens of one prefill or verify call.")] = None,
     out: Annotated[
         str | None, typer.Option("--out", metavar="DIR", help="Keep StableHLO, HLO, artifact and summary.json here.")
@@ -83,6 +98,7 @@ def compile_(
     """Compile with the real TPU, GPU or CPU compiler, without the machine.
     [dim]blockgraph compile gemma2-2b --target tpu:v5e:1x1 --phase decode[/]
 
+    Without --out no file stays; the verdict is kept in the cache either way.
     Exit code 1: the compiler refused the program, or it is larger than the card's memory."""
     from compiler.targets.types import parse_target
 
@@ -95,7 +111,8 @@ def compile_(
     if after is not None:
         from blockgraph.cli.look import print_graph
 
-        print_graph(model, after, phase.value, (batch, length, chunk), given, as_json, parse_target(target).platform)
+        shown, _ = phase_of(model, phase.value if phase is not None else None)
+        print_graph(model, after, shown, (batch, length, chunk), given, as_json, parse_target(target).platform)
         return
     import blockgraph.api as api
     from blockgraph.cli.files import folder
@@ -104,14 +121,14 @@ def compile_(
     options.warn(model, as_json)
     place = folder(out) if out is not None else None
     with Progress(quiet=as_json) as progress:
-        compiled = api.compile(model, target, phase=phase.value, batch=batch, length=length, chunk=chunk,
-                               out=place, sizes=given, time_limit=time_limit, progress=progress)  # fmt: skip
+        compiled = api.compile(model, target, phase=phase.value if phase is not None else None, batch=batch,
+                               length=length, chunk=chunk, out=place, sizes=given, time_limit=time_limit,
+                               progress=progress)  # fmt: skip
     result = compiled.result
     if as_json:
         screen.print_json(compiled.as_json())
     else:
-        call = f"{model.name} · {phase.value} · batch {batch:,} · length {length:,}"
-        show_result(result, call + (f" · chunk {chunk:,}" if chunk else ""))
+        show_result(result, compiled.call)
     if not result.accepted:
         raise typer.Exit(REFUSED)
 

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from blockgraph.cli import INTERRUPTED, PIPE_CLOSED
-from compiler.errors import BlockgraphError, Problem
+from compiler.errors import BlockgraphError, Problem, gathered
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +51,7 @@ def tell(problems: Iterable[Problem], as_json: bool = False) -> None:
         screen.print_json({"problems": [p.as_json() for p in found]})
         return
     console = screen.console(stderr=True)
-    for problem in found:
-        console.print(screen.problem_text(problem), soft_wrap=True)
+    for problem, also in gathered(found):
+        console.print(screen.problem_text(problem, also), soft_wrap=True)
     if len(found) > 1:
         console.print(f"{len(found)} problems", style="bold red")

@@ -10,6 +10,7 @@ import typer
 
 from blockgraph.cli import options, screen
 from blockgraph.cli.options import Json, Phase, Sets, Sizes, Spec
+from costmodel.calls import BATCH, LENGTH
 
 if TYPE_CHECKING:
     from compiler.errors import Problem
@@ -37,6 +38,7 @@ def _models(as_json: bool) -> None:
     from compiler.errors import BlockgraphError
     from compiler.language.load import shipped
     from compiler.language.model import load
+    from costmodel import units
 
     rows: list[dict[str, Any]] = []
     for name, path in shipped().items():
@@ -53,7 +55,7 @@ def _models(as_json: bool) -> None:
         return
     table = screen.table("model", "parameters", "paper", left=(0, 2))
     for row in rows:
-        broken = f"{len(row['problems'])} problems" if "problems" in row else ""
+        broken = units.counted(len(row["problems"]), "problem", "problems") if "problems" in row else ""
         table.add_row(row["name"], broken or f"{row['parameters']:,}", screen.cell(row.get("paper") or ""))
     screen.console().print(table)
 
@@ -129,8 +131,8 @@ def show(
         ),
     ] = None,
     phase: Annotated[Phase, typer.Option("--phase", help="Of the graph that is printed.")] = Phase.forward,
-    batch: options.Batch = 1,
-    length: options.Length = 2048,
+    batch: options.Batch = BATCH,
+    length: options.Length = LENGTH,
     sets: Sets = None,
     sizes: Sizes = None,
     as_json: Json = False,

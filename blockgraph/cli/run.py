@@ -147,6 +147,11 @@ def trace(
         list[str] | None, typer.Option("--tokens", metavar="IDS", help='Ids, as in "1 2 3"; several make a batch.')
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text instead of ids.")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", metavar="FILE", help="A .safetensors file with inputs by name; others are random."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of inputs that are not given.")] = 0,
     reference: Annotated[
         Path | None, typer.Option("--reference", metavar="FILE", help="An .npz of an earlier trace to compare with.")
     ] = None,
@@ -169,26 +174,33 @@ def trace(
 
     if weights is not None and random is not None:
         raise BlockgraphError(Problem("bad-option", "--weights and --random exclude each other"))
-    if (tokens is None) == (prompt is None):
-        raise BlockgraphError(Problem("bad-option", "give --tokens or --prompt, and not both"))
+    if (tokens is not None and prompt is not None) or (tokens is None and prompt is None and inputs is None):
+        text = "give --tokens, --prompt or an --inputs file that holds the tokens, and not both of the first"
+        raise BlockgraphError(Problem("bad-option", text))
     if reference is not None and not reference.is_file():
         raise BlockgraphError(Problem("file-missing", f"--reference: there is no file {reference}"))
     if out is not None and out.suffix != ".npz":
         raise BlockgraphError(Problem("unknown-format", f"-o {out}: values are saved as .npz", None, (".npz",)))
     model = options.loaded(spec, sets)
     given = options.sizes(sizes)
-    ids = _ids(tokens, vocabulary(model)) if tokens is not None else [_words(prompt or "", weights, tokenizer)]
+    ids = _ids(tokens, vocabulary(model)) if tokens is not None else None
+    ids = [_words(prompt, weights, tokenizer)] if prompt is not None else ids
     import blockgraph.api as api
     from runtime import device
 
+    call = api.trace_inputs(model, ids, inputs, given, seed)
     options.warn(model, as_json)
     device.prepare()
     with Progress("tracing", quiet=as_json):
-        records, first = api.trace(model, weights, tokens=ids, seed=random or 0, sizes=given, reference=reference,
-                                   tolerance=tolerance, out=out)  # fmt: skip
+        records, first = api.trace(model, weights, seed=random or 0, inputs=call.arrays, sizes=call.sizes,
+                                   reference=reference, tolerance=tolerance, out=out)  # fmt: skip
+    if call.drawn and not as_json:
+        text = f"note: random from seed {seed}: {', '.join(call.drawn)} (--inputs FILE gives them)"
+        screen.console(stderr=True).print(screen.cell(text), style="dim", soft_wrap=True)
     if as_json:
         rows = [r.as_json() for r in records]
-        screen.print_json({"model": model.name, "tokens": ids, "nodes": rows, "first": first and first.as_json(),
+        screen.print_json({"model": model.name, "tokens": call.arrays[str(model.streaming_input)].tolist(),
+                           "random_inputs": list(call.drawn), "nodes": rows, "first": first and first.as_json(),
                            "file": out and str(out)})  # fmt: skip
     else:
         from blockgraph.cli.traced import show_trace

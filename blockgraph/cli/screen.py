@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compiler.errors import Problem
+from compiler.errors import Position, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,13 +64,14 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def problem_text(problem: Problem) -> Text:
-    """A problem in colours; as plain text it is ``str(problem)``."""
+def problem_text(problem: Problem, also: Sequence[Position] = ()) -> Text:
+    """A problem in colours; as plain text it is ``problem.text(also)``."""
     from rich.text import Text
 
-    text = Text(clean(str(problem)))
+    text = Text(clean(problem.text(also)))
     text.highlight_regex(r"^\S+:\d+:\d+:", "cyan")
-    text.highlight_regex(r"\[[a-z0-9-]+\]$", "dim")
+    text.highlight_regex(r"\[[a-z0-9-]+\](?=\n|$)", "dim")
+    text.highlight_regex(r"(?<=\n    )also at .*", "cyan")
     text.highlight_regex(r"(?<=\n    )(did you mean|try): .*", "green")
     text.highlight_regex(r"(?<=\n    )allowed: .*", "dim")
     return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +12,7 @@ from blockgraph.cli import screen
 from costmodel import units
 
 SHOWN = 12  # rows of a list that could go on
+ABSENT = "absent"
 
 
 def _bytes(value: float | None) -> str:
@@ -135,24 +136,63 @@ def differences(made: Mapping[str, Any]) -> Iterator[Text | Table]:
         return
     yield _values(made)
     yield _counts(made)
-    if made["ops"]:
+    yield _tally(made)
+    if made["blocks"]["moved"] or any("moved_from" in row for row in made["ops"]):
+        yield _moves(made)
+    if _told_shapes(made):
+        yield _shapes(made)
+    if any("moved_from" not in row for row in made["ops"]):
         yield _ops(made)
 
 
-def _two(made: Mapping[str, Any], title: str, *more: str, left: tuple[int, ...] = (0,)) -> Table:
+def _names(made: Mapping[str, Any]) -> tuple[str, str]:
     a, b = made["a"], made["b"]
-    return screen.table(title, a if a != b else f"{a} (first)", b if a != b else f"{b} (second)", *more, left=left)
+    return (a, b) if a != b else (f"{a} (first)", f"{b} (second)")
+
+
+def _two(made: Mapping[str, Any], title: str, *more: str, left: tuple[int, ...] = (0,)) -> Table:
+    return screen.table(title, *_names(made), *more, left=left)
+
+
+def _sides(pair: Any, text: Callable[[Any], str]) -> tuple[str, str]:
+    """Both sides of a difference in words; what one has not is absent there."""
+    if isinstance(pair, Mapping):
+        shown = text(pair["value"])
+        return (shown, ABSENT) if pair["only_in"] == "a" else (ABSENT, shown)
+    return text(pair[0]), text(pair[1])
 
 
 def _values(made: Mapping[str, Any]) -> Table:
     table = _two(made, "differs")
-    for part in ("dims", "args", "layers", "dtypes", "phases"):
-        for name, (a, b) in made[part].items():
-            table.add_row(*(screen.cell(t) for t in (f"{part}.{name}", screen.number(a), screen.number(b))))
-    for part in ("inputs", "outputs"):
-        for name, (a, b) in made[part].items():
-            table.add_row(*(screen.cell(t) for t in (f"{part}.{name}", *(_type(x) if x else "–" for x in (a, b)))))
+    for part in ("dims", "args", "layers", "dtypes", "phases", "inputs", "outputs"):
+        text = _type if part in ("inputs", "outputs") else screen.number
+        for name, pair in made[part].items():
+            table.add_row(*(screen.cell(t) for t in (f"{part}.{name}", *_sides(pair, text))))
     return table
+
+
+def _moves(made: Mapping[str, Any]) -> Table:
+    table = _two(made, "moved, else the same", left=(0, 1, 2))
+    for pair in made["blocks"]["moved"]:
+        table.add_row("", screen.cell(pair["a"]), screen.cell(pair["b"]))
+    for row in made["ops"]:
+        if "moved_from" in row:
+            table.add_row("", screen.cell(row["moved_from"]), screen.cell(row["path"]))
+    return table
+
+
+def _shapes(made: Mapping[str, Any]) -> Table:
+    """Tensors of one path and of another shape, where the count of the block does not tell it."""
+    table = _two(made, "shapes", left=(0, 1, 2))
+    for path, pair in _told_shapes(made)[:SHOWN]:
+        table.add_row(screen.cell(path), *(screen.cell(t) for t in _sides(pair, _type)))
+    return table
+
+
+def _told_shapes(made: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    blocks = made["parameters"]["by_block"]
+    shapes = made["parameters"]["shapes"].items()
+    return [(p, pair) for p, pair in shapes if not isinstance(pair, Mapping) and p.rpartition(".")[0] not in blocks]
 
 
 def _counts(made: Mapping[str, Any]) -> Table:
@@ -162,24 +202,31 @@ def _counts(made: Mapping[str, Any]) -> Table:
         level = path.count(".")
         if level < 2:
             name = "  " * level + path.rpartition(".")[2] if level else path
-            table.add_row(screen.cell(name), *_change(*pair["parameters"]))
+            table.add_row(screen.cell(name), *_change(pair["parameters"]))
     table.add_section()
     for name in ("total", "embedding", "non_embedding"):
-        a, b = parameters[name]
-        table.add_row(name.replace("_", "-"), *_change(a, b), style="bold" if name == "total" else "")
+        table.add_row(name.replace("_", "-"), *_change(parameters[name]), style="bold" if name == "total" else "")
     table.add_section()
     state = made["state"]
     for title, key in ((f"state at {state['context']:,}", "bytes"), ("state, each token", "bytes_per_token")):
-        a, b = state[key]
-        table.add_row(title, _bytes(a) if a is not None else "–", _bytes(b) if b is not None else "–", _ratio(a, b))
+        pair = state[key]
+        ratio = "" if isinstance(pair, Mapping) else _ratio(*pair)
+        table.add_row(title, *_sides(pair, lambda n: "–" if n is None else _bytes(n)), ratio)
     return table
 
 
-def _change(a: int | None, b: int | None) -> tuple[str, str, str]:
-    shown = tuple("–" if n is None else f"{n:,}" for n in (a, b))
-    if a is None or b is None:
-        return shown[0], shown[1], "added" if a is None else "removed"
-    return shown[0], shown[1], _ratio(a, b)
+def _tally(made: Mapping[str, Any]) -> Text:
+    a, b = _names(made)
+    words = {"only_in_a": f"only in {a}", "only_in_b": f"only in {b}"}
+    told = [f"{n:,} {words.get(k, k)}" for k, n in made["parameters"]["tensors"].items() if n]
+    return screen.cell(f"tensors by path and shape: {' · '.join(told)}\n")
+
+
+def _change(pair: Any) -> tuple[str, str, str]:
+    shown = _sides(pair, lambda n: f"{n:,}")
+    if isinstance(pair, Mapping):
+        return *shown, "removed" if pair["only_in"] == "a" else "added"
+    return *shown, _ratio(*pair)
 
 
 def _ratio(a: float | None, b: float | None) -> str:
@@ -190,9 +237,11 @@ def _ratio(a: float | None, b: float | None) -> str:
 
 def _ops(made: Mapping[str, Any]) -> Table:
     table = _two(made, "ops that differ at", left=(0, 1, 2))
-    for row in made["ops"][:SHOWN]:
-        table.add_row(*(screen.cell(t) for t in (row["path"], "\n".join(row["a"]) or "–", "\n".join(row["b"]) or "–")))
-    rest = len(made["ops"]) - SHOWN
+    rows = [row for row in made["ops"] if "moved_from" not in row]
+    for row in rows[:SHOWN]:
+        sides = ("\n".join(row[side]) or ABSENT for side in "ab")
+        table.add_row(*(screen.cell(t) for t in (row["path"], *sides)))
+    rest = len(rows) - SHOWN
     if rest > 0:
         table.add_row(f"{rest} more", "", "")
     return table

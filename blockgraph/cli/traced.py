@@ -13,17 +13,17 @@ from blockgraph.cli import screen
 
 SHOWN = 48  # rows without --all
 BEFORE, AFTER = 8, 4  # rows around the first difference
-_NAME = re.compile(r"(?P<path>.*)\.[A-Za-z0-9_]+(?P<layer>\[[\d,]+\])?(#\d+)?")
+_LAYER = re.compile(r"(\[[\d,]+\])?(#\d+)?$")  # what stands behind a node's name
 
 
 def show_trace(records: Sequence[Any], first: Any, reference: Path | None, only: str | None, every: bool) -> None:
     """Draws the records that are asked for, and says where the first difference is."""
     console = screen.console()
-    chosen = [r for r in records if only is None or _inside(r.name, only)]
+    chosen = [r for r in records if only is None or _inside(r, only)]
     if only is not None and not chosen:
         from compiler.errors import BlockgraphError, Problem, nearest
 
-        paths = list(dict.fromkeys(_place(r.name)[0] for r in records))
+        paths = list(dict.fromkeys(r.path for r in records if r.path))
         problem = Problem("unknown-path", f"--only: no node is in {only}", None, tuple(paths), nearest(only, paths))
         raise BlockgraphError(problem)
     rows = chosen if every else _last_of_blocks(chosen, first)
@@ -43,21 +43,22 @@ def show_trace(records: Sequence[Any], first: Any, reference: Path | None, only:
     console.print(_verdict(records, first, reference))
 
 
-def _place(name: str) -> tuple[str, str]:
-    found = _NAME.fullmatch(name)
-    return (found["path"], found["layer"] or "") if found else (name, "")
+def _place(r: Any) -> tuple[str, str]:
+    """The block of a node, and its layer."""
+    found = _LAYER.search(r.name)
+    return r.path, (found[1] or "") if found else ""
 
 
-def _inside(name: str, path: str) -> bool:
-    own = _place(name)[0]
-    return own == path or own.startswith(path + ".")
+def _inside(r: Any, path: str) -> bool:
+    """In this block, or the value of this name itself."""
+    return bool(r.path == path or r.path.startswith(path + ".") or _LAYER.sub("", r.name, 1) == path)
 
 
 def _last_of_blocks(records: Sequence[Any], first: Any) -> list[Any]:
     """The last node of each block in each layer, and the first that differs."""
     kept = []
     for r, following in zip(records, [*records[1:], None], strict=True):
-        last = following is None or _place(following.name) != _place(r.name)
+        last = following is None or _place(following) != _place(r)
         if last or not r.finite or (first is not None and r.name == first.name):
             kept.append(r)
     return kept

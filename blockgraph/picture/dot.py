@@ -17,7 +17,7 @@ from blockgraph.picture.facts import (
     shape_text,
     state_text,
 )
-from blockgraph.picture.flow import changes, column, columns, forked, heads, order, side_by_side, skips
+from blockgraph.picture.flow import Exit, changes, column, columns, exits, forked, heads, side_by_side, skips, stack
 from blockgraph.picture.items import BOX, FORK, INPUT, JOIN, OUTPUT, PILL, REPEAT, Edge, Item
 
 FONT = "Helvetica"
@@ -33,6 +33,7 @@ FROZEN, STATE = "#d4d4d4", "#0b5c8a"
 
 def dot(name: str, parameters: int, root: Item, edges: list[Edge]) -> graphviz.Digraph:
     """The whole picture."""
+    stack(root, edges)
     edges = forked(root, edges)
     ids = {item: f"n{i}" for i, item in enumerate(root.walk())}
     g = graphviz.Digraph(
@@ -40,6 +41,7 @@ def dot(name: str, parameters: int, root: Item, edges: list[Edge]) -> graphviz.D
         graph_attr={
             "bgcolor": "white", "fontname": FONT, "fontsize": "11", "fontcolor": INK, "labelloc": "t", "pad": "0.2",
             "ranksep": "0.24", "nodesep": "0.22", "label": _title(name, parameters, root), "newrank": "true",
+            "compound": "true",
         },
         node_attr={
             "fontname": FONT, "fontsize": "11", "fontcolor": INK, "shape": "box", "style": "rounded,filled",
@@ -51,6 +53,7 @@ def dot(name: str, parameters: int, root: Item, edges: list[Edge]) -> graphviz.D
         },
     )  # fmt: skip
     across, beside = columns(root, edges), skips(edges)
+    leaving = exits(root, edges, across)
     _cluster(g, root, edges, ids, [e for e in edges if (e.source, e.target) in across])
     for e in edges:
         pair = (e.source, e.target)
@@ -64,9 +67,13 @@ def dot(name: str, parameters: int, root: Item, edges: list[Edge]) -> graphviz.D
         if pair in across:
             _lane(g, ids, e, style, heads(column(e), edges))
         else:
-            g.edge(ids[e.source], ids[e.target], **style, weight="1" if e.side or pair in beside else "8")
-    for above, below in order(root, edges, across):
-        g.edge(ids[above], ids[below], style="invis", weight="2")
+            style["weight"] = "1" if e.side or pair in beside else "8"
+            out = leaving.get(pair, Exit(e.source, 1, None))
+            if out.ranks > 1:
+                style["minlen"] = str(out.ranks)
+            if out.frame is not None:
+                style["ltail"] = f"cluster_{ids[out.frame]}"
+            g.edge(ids[out.source], ids[e.target], **style)
     return g
 
 
@@ -83,7 +90,8 @@ def _lane(g: Any, ids: dict[Item, str], e: Edge, style: dict[str, str], heads: l
         same.node(foot)
     g.edge(ids[e.source], foot, dir="none", color=PALE, penwidth="1.2")
     g.edge(top, foot, dir="none", color=PALE, penwidth="1.2", weight="8")
-    g.edge(top, ids[e.target], **style | {"color": PALE, "penwidth": "1.2"})
+    arrow = {k: v for k, v in style.items() if k != "dir"}
+    g.edge(top, ids[e.target], **arrow | {"color": PALE, "penwidth": "1.2"})
 
 
 def _lane_ends(ids: dict[Item, str], e: Edge) -> tuple[str, str]:
@@ -134,8 +142,9 @@ def _cluster_label(item: Item) -> str:
     parts = side_by_side(item)
     if numbers and not parts and not (item.parent and item.parent.parent and numbers == item.parent.layers()):
         second.append(f"layer{'s' * (len(numbers) > 1)} {layers_text(numbers)}")
+    each = "each" if not numbers else "a layer" if len(numbers) == item.runs() else "a cycle"
     if total and item.runs() > 1 and not parts:
-        second.append(f"{count_text(total // item.runs())} {'a layer' if numbers else 'each'}")
+        second.append(f"{count_text(total // item.runs())} {each}")
     if total and (item.runs() == 1 or (item.kind == REPEAT and item.runs() == item.times)):
         second.append(f"{count_text(total)} in all")
     lines += [first, *(_small(t) for t in second)]

@@ -10,6 +10,7 @@ from blockgraph.picture.items import Edge, Item
 from compiler.graph.sizes import Size
 from compiler.graph.types import TensorType
 from compiler.ops.elementwise import ACTIVATIONS, Map
+from compiler.ops.rotate import Rotate
 
 # A box belongs to the first family that one of its ops is in.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -70,6 +71,8 @@ def layers_text(layers: Iterable[int]) -> str:
     steps = {b - a for a, b in itertools.pairwise(numbers)}
     if steps == {1}:
         return f"{numbers[0]} – {numbers[-1]}"
+    if len(numbers) <= 6 and len(steps) > 1:
+        return ", ".join(map(str, numbers))
     head = numbers[:2] if len(steps) == 1 else numbers[:5]
     return f"{', '.join(map(str, head))}, … {numbers[-1]}"
 
@@ -89,9 +92,12 @@ def _ranges(rows: list[list[str]]) -> list[str]:
 
 def _options(item: Item) -> list[str]:
     found: list[str] = []
+    caps = _softcaps(item)
     for node in item.ops:
         if isinstance(node.op, Map):
-            if node.op.fn in ACTIVATIONS:
+            if node.result.id in caps:
+                found.append(f"softcap {caps[node.result.id]:,.6g}")
+            elif node.op.fn in ACTIVATIONS:
                 found.append(node.op.fn)
             continue
         for f in dataclasses.fields(node.op):
@@ -104,9 +110,25 @@ def _options(item: Item) -> list[str]:
                 found.append(value)
             else:
                 found.append(f"{f.name} {value:,.6g}")
-        if node.op.name == "rotate":
-            found.append("rotary")
+        if isinstance(node.op, Rotate):
+            size = int(node.operands[0].type.size(node.op.axis).constant)
+            part = "" if node.op.channels == size else f" {node.op.channels:,} of {size:,}"
+            pairs = "" if node.op.pairs == "half" else f" {node.op.pairs}"
+            found.append(f"rotary{part}{pairs}")
     return list(dict.fromkeys(found))
+
+
+def _softcaps(item: Item) -> dict[int, float]:
+    """The caps of cap * tanh(x / cap), by the value of the tanh: what the op `softcap` is made of."""
+    made = {v.id: node for node in item.ops for v in node.results}
+    found: dict[int, float] = {}
+    for node in item.ops:
+        if not (isinstance(node.op, Map) and node.op.fn == "mul"):
+            continue
+        inner, cap = made.get(node.operands[0].id), item.numbers.get(node.operands[1].id)
+        if cap is not None and inner is not None and isinstance(inner.op, Map) and inner.op.fn == "tanh":
+            found[inner.result.id] = cap
+    return found
 
 
 def inner_sizes(item: Item, edges: Sequence[Edge]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from blockgraph.picture.items import FORK, INPUT, OUTPUT, REPEAT, Edge, Item
 
 Pair = tuple[Item, Item]
@@ -74,7 +76,20 @@ def columns(root: Item, edges: list[Edge]) -> set[Pair]:
 
 
 def side_by_side(item: Item) -> bool:
-    return item.kind == REPEAT and len(item.children) > 1 and all(c.is_cluster for c in item.children)
+    """Do the parts of a cycle stand beside each other?"""
+    parts = item.kind == REPEAT and len(item.children) > 1 and all(c.is_cluster for c in item.children)
+    return parts and not item.stacked
+
+
+def stack(root: Item, edges: list[Edge]) -> None:
+    """A cycle that takes more than one value from outside, or takes it in a later part, has its parts one below the
+    other: beside each other Graphviz would order them by what leads there, and no longer as they run."""
+    for item in root.walk():
+        if side_by_side(item):
+            part = {below: child for child in item.children for below in child.walk()}
+            entering = [e for e in edges if e.target in part and e.source not in part]
+            later = any(part[e.target] is not item.children[0] for e in entering)
+            item.stacked = later or len({e.source for e in entering}) > 1
 
 
 def column(across: Edge) -> Item:
@@ -90,21 +105,51 @@ def heads(part: Item, edges: list[Edge]) -> list[Item]:
     return [i for i in part.walk() if not i.is_cluster and i not in reached]
 
 
-def order(root: Item, edges: list[Edge], across: set[Pair]) -> list[Pair]:
-    """Invisible edges that keep side-by-side parts between what comes before and what comes after."""
-    known = {(e.source, e.target) for e in edges if (e.source, e.target) not in across}
-    found: list[Pair] = []
+@dataclass(frozen=True)
+class Exit:
+    """How an edge out of side-by-side parts is drawn: from where, over how many ranks, and from which frame."""
+
+    source: Item
+    ranks: int
+    frame: Item | None  # None: from the source itself
+
+
+def exits(root: Item, edges: list[Edge], across: set[Pair]) -> dict[Pair, Exit]:
+    """Edges out of side-by-side parts reach below the deepest of them. One from another part than the last (the
+    cycle is cut short there) leaves the frame as a whole, which says so in words: Graphviz would else put that part
+    last. For the same reason no unseen edges tell it what is below what."""
+    above: dict[Item, list[Item]] = {}
+    for e in edges:
+        if (e.source, e.target) not in across:
+            above.setdefault(e.target, []).append(e.source)
+    found: dict[Pair, Exit] = {}
     for item in root.walk():
         if not side_by_side(item):
             continue
-        inside = set(item.walk())
-        entering = [e for e in edges if e.target in inside and e.source not in inside and not e.side]
-        before = dict.fromkeys(e.source for e in entering)
-        after = dict.fromkeys(e.target for e in edges if e.source in inside and e.target not in inside)
-        for part in item.children:
-            own = set(part.walk())
-            leaving = {e.source for e in edges if e.source in own and e.target in own}
-            tails = [i for i in part.walk() if not i.is_cluster and i not in leaving]
-            pairs = [(a, b) for a in before for b in heads(part, edges)] + [(a, b) for a in tails for b in after]
-            found += [p for p in pairs if p not in known]
+        part = {below: child for child in item.children for below in child.walk()}
+        rank: dict[Item, int] = {}
+        for i in _downwards([i for i in part if not i.is_cluster], above):
+            rank[i] = max((rank[s] + 1 for s in above.get(i, ()) if part.get(s) is part[i]), default=0)
+        last = item.children[-1]
+        foot = max((i for i in rank if part[i] is last), key=lambda i: rank[i])
+        for e in edges:
+            if e.source in part and e.target not in part:
+                own = part[e.source] is last
+                source = e.source if own else foot
+                ranks = max(rank.values()) - rank[source] + 1
+                found[e.source, e.target] = Exit(source, ranks, None if own else item)
     return found
+
+
+def _downwards(items: list[Item], above: dict[Item, list[Item]]) -> list[Item]:
+    """The items, each behind those above it."""
+    wanted, done = set(items), dict[Item, None]()
+    todo = items[::-1]
+    while todo:
+        item = todo[-1]
+        waits = [s for s in above.get(item, ()) if s in wanted and s not in done]
+        if item in done or not waits:
+            done[todo.pop()] = None
+        else:
+            todo += waits
+    return list(done)

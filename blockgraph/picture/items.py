@@ -24,12 +24,14 @@ class Item:
     times: int = 1
     extra: int = 0  # further runs: a cycle that is cut short
     tail: str = ""  # in words
+    stacked: bool = False  # the parts of a cycle stand one below the other, not side by side
     scan: bool = False  # a repeat of the graph; others are folded layers
     level: int = 0  # repeats of the graph around it, its own included
     children: list[Item] = field(default_factory=list)
     ops: list[Node] = field(default_factory=list)
     weights: dict[str, int] = field(default_factory=dict)  # own parameters by label: elements over all layers
     borrowed: dict[str, str] = field(default_factory=dict)  # parameters of another box: label -> path
+    numbers: dict[int, float] = field(default_factory=dict)  # constants that its ops take, by value
     frozen: bool = False
     states: list[tuple[str, TensorType]] = field(default_factory=list)  # (kind, type of one layer)
     others: list[Item] = field(default_factory=list)  # alike but for their options, folded into this one

@@ -14,7 +14,7 @@ from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.types import TensorType
 from compiler.ops.control import Repeat
 from compiler.ops.elementwise import Map
-from compiler.ops.leaves import Input, Leaf, Parameter
+from compiler.ops.leaves import Constant, Input, Leaf, Parameter
 from compiler.ops.shape import Concat
 
 SIGNS = {"add": "+", "sub": "−", "mul": "×", "div": "÷"}
@@ -30,6 +30,7 @@ class Tree:
         self.edges: list[Edge] = []
         self.source: dict[int, Item] = {}  # value -> the box that it comes from
         self.weights: dict[int, dict[str, Parameter]] = {}  # value -> parameters that it is made of
+        self.numbers: dict[int, float] = {}  # value -> the constant that it is
         self.sizes: dict[str, int] = {}
         self.owner: dict[str, Item] = {}
         self.prefixes = _prefixes(node.path for node, _ in graph.walk())
@@ -55,6 +56,8 @@ class Tree:
         if isinstance(node.op, Parameter):
             self.weights[node.result.id] = {node.op.label: node.op}
             self.sizes[node.op.label] = int(node.result.type.elements.constant)
+        elif isinstance(node.op, Constant) and isinstance(node.op.values[0], float) and len(node.op.values) == 1:
+            self.numbers[node.result.id] = node.op.values[0]
         elif isinstance(node.op, Input) and not node.op.label.endswith("_lengths"):
             self.source[node.result.id] = self.root.add(Item(INPUT, node.op.label, type=node.result.type))
 
@@ -128,6 +131,7 @@ class Tree:
                 self.connect(self.source[v.id], item, v.type)
             for label, parameter in self.weights.get(v.id, {}).items():
                 self.weigh(item, label, parameter)
+        item.numbers |= {v.id: self.numbers[v.id] for v in node.operands if v.id in self.numbers}
         for v in node.results:
             self.source[v.id] = item
 

@@ -229,14 +229,16 @@ def _symbolic(node: Node, kept: dict[int, list[tuple[str, TensorType]]]) -> Samp
 
 def _try(cls: type[Op]) -> Sample | None:
     """An op that no example uses, on plain operands."""
-    for ins in ((PLAIN,), (LOGITS,)):
+    for ins in ((PLAIN,), (LOGITS,), (PLAIN, PLAIN)):
         try:
             op = cls()
             outs = op.infer(*ins)
             op.cost(ins, outs)
+            sample = Sample(op, ins, outs, ins)
+            _gradient(cls, sample)
         except (ValueError, LookupError, TypeError, TypeProblem, AttributeError):
             continue
-        return Sample(op, ins, outs, ins)
+        return sample
     return None
 
 

@@ -76,7 +76,8 @@ class QKNorm(Args):
 
 @block
 class Attention(Block):
-    """softmax(mask(scale * q k)) v. ``window`` keys including the query's own; ``softcap`` on the scores;
+    """softmax(mask(scale * q k)) v. ``window``: only keys nearer than this, the query's own among them (with
+    ``causal: false`` on both sides); ``softcap`` on the scores;
     `from: {context: name}` takes keys and values from another value (cross-attention, not causal)."""
 
     kind: ClassVar[str] = "attention"

@@ -39,13 +39,14 @@ class MoE(Block):
         if self.active > self.experts:
             text = f"moe chooses {self.active} of {self.experts} experts"
             raise Fault("out-of-range", text, (f"1 to {self.experts}",), key="active")
+        count = Size.of(self.experts)
         logits = env.linear(x, "router", [("experts", self.experts)], dtype="float32")
         weights, chosen = b.route(logits, self.active, self.normalise)
-        rows, order, groups = b.apply(Dispatch(Size.of(self.experts)), env.compute(x), chosen)
+        rows, order, groups = b.apply(Dispatch(experts=count), env.compute(x), chosen)
 
         def product(h: Value, name: str, inner: tuple[str, Size | int], outer: tuple[str, Size | int]) -> Value:
             w = env.weight(name, [("experts", self.experts), inner], to=[outer])
-            return b.one(ExpertDot((inner[0],)), h, env.compute(w), groups)
+            return b.one(ExpertDot((inner[0],), experts=count), h, env.compute(w), groups)
 
         up = product(rows, "up", (width, size), ("mlp", self.hidden))
         if self.gate is not None:
@@ -53,4 +54,4 @@ class MoE(Block):
         else:
             up = getattr(b, str(self.act))(up)
         y = product(up, "down", ("mlp", self.hidden), (width, size))
-        return b.one(Collect(), y, weights, chosen, order)
+        return b.one(Collect(experts=count), y, weights, chosen, order)

@@ -75,6 +75,16 @@ class Builder:
         self.capture_order.append(value)
         return argument
 
+    # -- trials
+    def save(self) -> tuple[Any, ...]:
+        """What has been built so far, to come back to with ``restore``."""
+        return len(self.nodes), dict(self.names), set(self.known), dict(self.captured), list(self.capture_order)
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        length, names, known, captured, order = saved
+        del self.nodes[length:]
+        self.names, self.known, self.captured, self.capture_order = dict(names), set(known), dict(captured), list(order)
+
     # -- places
     @contextmanager
     def at(self, name: str = "", position: Position | None = None) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph, Value
@@ -15,9 +16,9 @@ class Region(Builder):
     def __init__(self, parent: Builder, trips: int, axis: str = "layers", reverse: bool = False) -> None:
         super().__init__(parent)
         self.trips, self.axis, self.reverse = trips, axis, reverse
-        self._carried: list[tuple[Value, Value]] = []  # (operand in the parent, argument here)
-        self._stacked: list[tuple[Value, Value]] = []
-        self._states: list[tuple[Value, Value]] = []
+        self.carries: list[tuple[Value, Value]] = []  # (operand in the parent, argument here)
+        self.stacks: list[tuple[Value, Value]] = []
+        self.states: list[tuple[Value, Value]] = []
         self._new_states: dict[int, Value] = {}
 
     def _argument(self, t: TensorType) -> Value:
@@ -28,23 +29,31 @@ class Region(Builder):
     def carry(self, value: Value) -> Value:
         """The value as it enters each trip; ``close`` takes what it becomes."""
         argument = self._argument(value.type)
-        self._carried.append((value, argument))
+        self.carries.append((value, argument))
         return argument
 
     def stacked(self, stack: Value) -> Value:
         """This trip's slice of a stack [layers, …] of the parent."""
-        for known, argument in self._stacked:
+        for known, argument in self.stacks:
             if known.id == stack.id:
                 return argument
         argument = self._argument(TensorType(stack.type.axes[1:], stack.type.sizes[1:], stack.type.dtype))
-        self._stacked.append((stack, argument))
+        self.stacks.append((stack, argument))
         return argument
 
     def state(self, stack: Value) -> Value:
         """This trip's slice of a state stack; ``set_state`` says what it becomes."""
         argument = self._argument(TensorType(stack.type.axes[1:], stack.type.sizes[1:], stack.type.dtype))
-        self._states.append((stack, argument))
+        self.states.append((stack, argument))
         return argument
+
+    def save(self) -> tuple[Any, ...]:
+        return (*super().save(), list(self.carries), list(self.stacks), list(self.states), dict(self._new_states))
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        super().restore(saved[:-4])
+        carries, stacks, states, new = saved[-4:]
+        self.carries, self.stacks, self.states, self._new_states = list(carries), list(stacks), list(states), dict(new)
 
     def set_state(self, argument: Value, new: Value) -> None:
         self._new_states[argument.id] = new
@@ -58,10 +67,10 @@ class Region(Builder):
         assert self.parent is not None
         named = [(f"carry{i}", self.use(v)) for i, v in enumerate(carried)]
         named += [(n, self.use(v)) for n, v in outputs]
-        named += [(f"state{i}", self.use(self._new_states.get(a.id, a))) for i, (_, a) in enumerate(self._states)]
+        named += [(f"state{i}", self.use(self._new_states.get(a.id, a))) for i, (_, a) in enumerate(self.states)]
         # capturing may go on while outputs are named, so the groups are read only now
         captures = [(v, self.captured[v.id]) for v in self.capture_order]
-        groups = [self._carried, captures, self._stacked, self._states]
+        groups = [self.carries, captures, self.stacks, self.states]
         op = Repeat(
             Graph(tuple(self.nodes), tuple(named), dict(self.names)),
             self.trips,
@@ -74,5 +83,5 @@ class Region(Builder):
             reverse=self.reverse,
         )
         results = list(self.parent.apply(op, *(v for g in groups for v, _ in g)))
-        n, m = len(self._carried), len(results) - len(self._states)
+        n, m = len(self.carries), len(results) - len(self.states)
         return results[:n], results[n:m], results[m:]

@@ -113,7 +113,7 @@ def _node(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
         if spec.name:
             frame.values[spec.name] = value
             if value is not None:
-                env.b.names[".".join(p for p in (env.b.path, spec.name) if p)] = value
+                env.call(value, spec.name)
     return value
 
 
@@ -235,9 +235,12 @@ def _kind(
     if x is not None and not x.axes:
         raise Fault("missing-axis", f"{spec.kind} takes a tensor with axes, found a single number")
     with placed(frame, spec, name):
-        env = settled(frame.env)
+        env = settled(frame.env, spec.kind, spec.position)
         frame.paths[spec.name or spec.kind] = env.share.path(env.b.path) if env.share else env.b.path
-        return made.build(env, x, **{p: v for p, v in ports.items() if p in cls.ports})  # type: ignore[arg-type]
+        value = made.build(env, x, **{p: v for p, v in ports.items() if p in cls.ports})  # type: ignore[arg-type]
+        if name and not spec.name:
+            env.call(value)
+        return value
 
 
 __all__ = ["Enough", "chain", "node", "work"]

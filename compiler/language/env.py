@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compiler.errors import Problem, SpecError, nearest
+from compiler.errors import Position, Problem, SpecError, nearest
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Value
 from compiler.graph.region import Region
@@ -25,12 +25,71 @@ class Policy:
     residual: str = "bfloat16"
 
 
+@dataclass(frozen=True)
+class Called:
+    """A node on the way from the graph down to a weight: its kind and its place in the spec."""
+
+    kind: str
+    position: Position | None
+
+
+Trail = tuple[Called, ...]
+
+
 @dataclass
 class Weights:
     """All parameters of a model, by unique label."""
 
     leaves: dict[str, Value] = field(default_factory=dict)
     ops: dict[str, Parameter] = field(default_factory=dict)
+    # who has a path, by label: layers written out by their numbers, so that many are found at once
+    single: dict[tuple[str, tuple[int, ...]], Trail] = field(default_factory=dict)
+    several: dict[str, dict[str, tuple[tuple[Layers, ...], Trail]]] = field(default_factory=dict)
+
+    def owner(self, path: str, stack: tuple[Layers, ...]) -> Trail | None:
+        """The node whose weight has this path in one of these layers already."""
+        one = _number(stack)
+        if one is not None and (path, one) in self.single:
+            return self.single[path, one]
+        for other, trail in self.several.get(path, {}).values():
+            if len(other) == len(stack) and all(_meet(a, b) for a, b in zip(other, stack, strict=True)):
+                return trail
+        if one is None:
+            for (held, numbers), trail in self.single.items():
+                if held == path and len(numbers) == len(stack) and all(map(_within, numbers, stack)):
+                    return trail
+        return None
+
+    def own(self, path: str, label: str, stack: tuple[Layers, ...], trail: Trail) -> None:
+        one = _number(stack)
+        if one is not None:
+            self.single[path, one] = trail
+        else:
+            self.several.setdefault(path, {})[label] = (stack, trail)
+
+    def forget(self, label: str) -> None:
+        """Takes a weight back."""
+        op = self.ops.pop(label)
+        del self.leaves[label]
+        one = _number(op.stack)
+        if one is not None:
+            del self.single[op.path, one]
+        else:
+            del self.several[op.path][label]
+
+
+def _number(stack: tuple[Layers, ...]) -> tuple[int, ...] | None:
+    """The numbers of the one layer that a stack holds, or None where it holds more."""
+    return tuple(s.start for s in stack) if all(s.count == 1 for s in stack) else None
+
+
+def _within(number: int, layers: Layers) -> bool:
+    return number in range(layers.start, layers.start + layers.step * layers.count, layers.step)
+
+
+def _meet(a: Layers, b: Layers) -> bool:
+    few, many = (a, b) if a.count < b.count else (b, a)
+    return any(_within(few.start + few.step * i, many) for i in range(few.count))
 
 
 @dataclass
@@ -40,6 +99,7 @@ class Progress:
     work: int = 0  # nodes and program lines
     used: set[str] = field(default_factory=set)  # blocks of the spec
     cycles: set[frozenset[str]] = field(default_factory=set)  # of blocks, told
+    names: dict[str, int] = field(default_factory=dict)  # how many values have each
 
 
 @dataclass(frozen=True)
@@ -70,6 +130,7 @@ class Env:
     share: Share | None = None
     layers: tuple[Layers, ...] = ()  # of the repeats around, outermost first
     inline_layer: int | None = None
+    trail: Trail = ()  # the nodes around, outermost first
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -78,6 +139,14 @@ class Env:
 
     def but(self, **changes: Any) -> Env:
         return replace(self, **changes)
+
+    def call(self, value: Value, name: str = "") -> None:
+        """Names a value, for trace: the result of the block at hand, or with ``name`` a value in it. A name that comes
+        again, as in the next item of a cycle, gets a number."""
+        path = ".".join(p for p in (self.b.path, name) if p)
+        if path:
+            count = self.progress.names[path] = self.progress.names.get(path, 0) + 1
+            self.b.names[path if count == 1 else f"{path}@{count}"] = value
 
     # -- leaves
     def weight(
@@ -103,16 +172,22 @@ class Env:
         op = Parameter(path, label, len(axes) if to is not None else None, self.init or init, not self.frozen, stack)
         if self.share:
             return self._known(path, label, full)
-        known = self.weights.ops.get(label)
-        if known is not None:
-            raise SpecError(
-                Problem(
-                    "duplicate-name",
-                    f"two weights would be called {label}: give one node a name",
-                    self.b.position,
-                )
-            )
+        owner = self.weights.owner(path, stack)
+        if owner is not None:
+            raise self._twice(path, owner)
+        self.weights.own(path, label, stack, self.trail)
         return self._stacked(self.b, label, op, full)
+
+    def _twice(self, path: str, owner: Trail) -> SpecError:
+        """Two nodes that give a weight the same path: both places, where the ways to them part."""
+        pairs = [(a, b) for a, b in zip(owner, self.trail, strict=False) if a != b]
+        text = f"two weights would be called {path}"
+        if not pairs:
+            return SpecError(Problem("duplicate-name", f"{text}: give one node a name", self.b.position))
+        first, second = pairs[0]
+        hint = f"name one of the two, as in {{{second.kind}: …, name: …}}, or put one into a block of its own"
+        message = f"{text}: of {second.kind} here, and of {first.kind} at {first.position}"
+        return SpecError(Problem("duplicate-name", message, second.position, (), hint))
 
     def _known(self, path: str, label: str, t: TensorType) -> Value:
         """The weight of the node shared with: of the same layers, or one outside the repeats."""
@@ -186,9 +261,10 @@ class Env:
         return self.b.rename(y, **renamed) if renamed else y
 
 
-def settled(env: Env) -> Env:
+def settled(env: Env, kind: str, position: Position | None) -> Env:
     """The environment of a node that has its place: `share` is relative to it."""
-    return env.but(share=env.share.at(env.b.path)) if env.share else env
+    share = env.share.at(env.b.path) if env.share else None
+    return env.but(share=share, trail=(*env.trail, Called(kind, position)))
 
 
 def input_leaf(b: Builder, label: str, t: TensorType) -> Value:

@@ -229,7 +229,7 @@ def _marks(frame: Frame) -> list[Any]:
     marks: list[Any] = [(set(frame.env.weights.leaves))]
     b = frame.env.b
     while b is not None:
-        marks.append((b, len(b.nodes), dict(b.names), list(b._stacked) if isinstance(b, Region) else None))
+        marks.append((b, b.save()))
         b = b.parent  # type: ignore[assignment]
     return marks
 
@@ -238,11 +238,6 @@ def _undo(frame: Frame, marks: list[Any]) -> None:
     """Takes back what a given-up region left in the graphs around it."""
     weights = frame.env.weights
     for label in set(weights.leaves) - marks[0]:
-        del weights.leaves[label], weights.ops[label]
-    for b, count, names, stacked in marks[1:]:
-        for gone in b.nodes[count:]:
-            b.known.difference_update(v.id for v in gone.results)
-        del b.nodes[count:]
-        b.names = names
-        if stacked is not None:
-            b._stacked = stacked
+        weights.forget(label)
+    for b, saved in marks[1:]:
+        b.restore(saved)

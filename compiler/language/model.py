@@ -27,7 +27,7 @@ from compiler.ops.leaves import Parameter
 from compiler.source.yaml import YList, YMap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A checked model. ``parameters`` maps unique labels to leaf values, in order of use."""
 
@@ -39,6 +39,9 @@ class Model:
     parameters: Mapping[str, tuple[Parameter, TensorType]]
     ambiguous: frozenset[str]
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {self.parameter_count():,} parameters in {self.policy.params}>"
 
     @property
     def name(self) -> str:

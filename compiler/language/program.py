@@ -48,7 +48,7 @@ def run(definition: Any, x: Value | None, ports: Mapping[str, Value | None], fra
         with frame.env.b.at("", _within(lines, name)):
             found[name] = _line(name, raw, found, later, frame, lines)
         if isinstance(found[name], Value) and name != "output":
-            frame.env.b.names[f"{frame.env.b.path}.{name}"] = found[name]
+            frame.env.call(found[name], name)
     if len(problems.items) == before:  # else a fault may hide what a line uses
         _check_used(params, lines, problems)
     if "output" not in lines:

@@ -63,14 +63,18 @@ def user_block(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], 
     env = frame.env.but(scope=scope)
     inner = Frame(env, {**ports}, frame, frame.defs, ambiguous=frame.ambiguous, stack=(*frame.stack, spec.kind))
     with placed(frame, spec, path_name):
-        inner.env = env = settled(env)
+        inner.env = env = settled(env, spec.kind, spec.position)
         frame.paths[spec.name or spec.kind] = env.share.path(env.b.path) if env.share else env.b.path
         if definition.program is not None:
             work(frame, len(definition.program) + len(definition.params or ()), spec.position)
             inner.values["input"] = x
-            return program.run(definition, x, ports, inner)
-        inner.transparent = _is_one_block(definition.body)
-        return chain(definition.body, definition.body.position, x, inner)
+            value = program.run(definition, x, ports, inner)
+        else:
+            inner.transparent = _is_one_block(definition.body)
+            value = chain(definition.body, definition.body.position, x, inner)
+        if path_name and not spec.name and value is not None:
+            env.call(value)
+        return value
 
 
 def unused_blocks(raw: YMap, frame: Frame) -> list[str]:

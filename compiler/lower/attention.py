@@ -7,8 +7,9 @@ tiles is known before it runs. Method: arXiv:2205.14135 and arXiv:2307.08691.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ import numpy as np
 
 from compiler.graph.ir import Node
 from compiler.lower.basic import align
-from compiler.lower.registry import Array, Context, StackSlot, lowers, read
-from compiler.ops.attention import BLOCK, Attend, AttendCached, AttendGradient, _Attention
+from compiler.lower.registry import Array, Context, lowers
+from compiler.ops.attention import BLOCK, Attend, AttendGradient, _Attention
 
 NEGATIVE = -1e30  # below any score; finite, so that a fully masked row gives 0 and not NaN
 
@@ -30,8 +31,39 @@ class Source:
     v: Array
     positions: Array | None = None  # None: this call's own keys, aligned with the queries
 
+    @property
+    def size(self) -> int:
+        return int(self.k.shape[2])
 
-def _laid_out(op: _Attention, node: Node, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array, tuple[str, ...]]:
+    @property
+    def width(self) -> int:
+        return int(self.v.shape[-1])
+
+    @property
+    def own(self) -> bool:
+        return self.positions is None
+
+    def tiles(self, block: int) -> Callable[[Array], tuple[Array, Array, Array]]:
+        """A function that gives ``block`` keys from a place on: keys, values and positions, -1 past the end."""
+        k, v = _padded(self.k, 2, block), _padded(self.v, 2, block)
+        positions = jnp.arange(self.size) if self.positions is None else self.positions
+        positions = _padded(positions, positions.ndim - 1, block, -1)
+        return lambda at: (_cut(k, at, block, 2), _cut(v, at, block, 2), _cut(positions, at, block, -1))
+
+
+class Tiled(Protocol):
+    """Keys that blocked attention reads tile by tile; ``own``: of this call, aligned with the queries."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def own(self) -> bool: ...
+    def tiles(self, block: int) -> Callable[[Array], tuple[Array, Array, Array]]: ...
+
+
+def laid_out(op: _Attention, node: Node, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array, tuple[str, ...]]:
     """q [b, t, kv, group, d], k and v [b, kv, s, d]; other batch axes are folded into b."""
     qv, kv_, vv = node.operands[:3]
     batch = tuple(a for a in qv.axes if a not in (op.queries, op.heads, op.dim))
@@ -44,7 +76,7 @@ def _laid_out(op: _Attention, node: Node, q: Array, k: Array, v: Array) -> tuple
     return q, k, v, batch
 
 
-def _back(op: _Attention, node: Node, y: Array, batch: tuple[str, ...], like: Array) -> Array:
+def back(op: _Attention, node: Node, y: Array, batch: tuple[str, ...], like: Array) -> Array:
     """[b, t, kv, group, …] to the axes of the node's result."""
     out = node.results[0].axes if y.ndim == 5 else node.results[1].axes
     sizes = [like.shape[node.operands[0].axes.index(a)] for a in batch]
@@ -53,22 +85,25 @@ def _back(op: _Attention, node: Node, y: Array, batch: tuple[str, ...], like: Ar
     return align(y, axes, out)
 
 
-def _scores(op: _Attention, q: Array, k: Array, precision: Any) -> Array:
-    """Scaled and capped scores [b, kv, group, t, s] in float32."""
-    s = jnp.einsum("btkgd,bksd->bkgts", q, k, precision=precision, preferred_element_type=jnp.float32) * op.scale
+def scores_of(op: _Attention, q: Array, k: Array, precision: Any, product: str = "btkgd,bksd->bkgts") -> Array:
+    """Scaled and capped scores in float32, [b, kv, group, t, s] if ``product`` is not another."""
+    s = jnp.einsum(product, q, k, precision=precision, preferred_element_type=jnp.float32) * op.scale
     return jnp.tanh(s / op.softcap) * op.softcap if op.softcap else s
 
 
-def _mask(op: _Attention, qp: Array, kp: Array) -> Array:
+def sees(op: _Attention, qp: Array, kp: Array) -> Array:
     """True where a query [.., t] sees a key [.., s]: [.., t, s]."""
     gap = qp[..., :, None] - kp[..., None, :]
     seen = kp[..., None, :] >= 0
     if op.causal:
         seen = seen & (gap >= 0)
-    return seen & (gap < op.window) if op.window else seen
+    if op.window:
+        seen = seen & (gap < op.window)
+        seen = seen if op.causal else seen & (gap > -op.window)
+    return seen
 
 
-def _bias(mask: Array) -> Array:
+def bias(mask: Array) -> Array:
     """[t, s] or [b, t, s] to [b|1, 1, 1, t, s]."""
     return mask[None, None, None] if mask.ndim == 2 else mask[:, None, None]
 
@@ -85,27 +120,38 @@ def plain(
     t = q.shape[1]
     scored = []
     for source in sources:
-        scores = _scores(op, q, source.k, precision)
+        scores = scores_of(op, q, source.k, precision)
         if source.positions is None:
             keys = jnp.arange(source.k.shape[2])
-            mask = _mask(op, jnp.arange(t), keys)
+            mask = sees(op, op.offset + jnp.arange(t), keys)
             if lengths is not None:
                 mask = mask & (keys < lengths[:, None])[:, None]
         else:
             assert start is not None
-            mask = _mask(op, start[:, None] + jnp.arange(t), source.positions)
-        scored.append((jnp.where(_bias(mask), scores, NEGATIVE), _bias(mask)))
+            mask = sees(op, start[:, None] + jnp.arange(t), source.positions)
+        scored.append((jnp.where(bias(mask), scores, NEGATIVE), bias(mask)))
+    weights, sums = softmax(scored)
+    out = jnp.zeros((), jnp.float32)
+    for w, source in zip(weights, sources, strict=True):
+        out = out + weighted(w, source.v, precision)
+    return out, sums
+
+
+def softmax(scored: list[tuple[Array, Array]]) -> tuple[list[Array], Array]:
+    """Weights [b, kv, group, t, s] of several scores of the same queries, each with its mask, and the log-sums
+    [b, t, kv, group]. Masked scores are NEGATIVE."""
     top = jnp.max(jnp.stack([jnp.max(s, -1) for s, _ in scored]), 0)
     weights = [jnp.where(m, jnp.exp(s - top[..., None]), 0.0) for s, m in scored]
     total = jnp.sum(jnp.stack([jnp.sum(w, -1) for w in weights]), 0)
     safe = jnp.where(total > 0, total, 1.0)
-    out = jnp.zeros((), jnp.float32)
-    for w, source in zip(weights, sources, strict=True):
-        w = (w / safe[..., None]).astype(source.v.dtype)
-        out = out + jnp.einsum(
-            "bkgts,bksd->btkgd", w, source.v, precision=precision, preferred_element_type=jnp.float32
-        )
-    return out, jnp.moveaxis(top + jnp.log(safe), 3, 1)
+    return [w / safe[..., None] for w in weights], jnp.moveaxis(top + jnp.log(safe), 3, 1)
+
+
+def weighted(w: Array, v: Array, precision: Any) -> Array:
+    """The sum of the values by their weights [b, t, kv, group, d]."""
+    return jnp.einsum(
+        "bkgts,bksd->btkgd", w.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 def pairs(op: _Attention, t: int, s: int, aligned: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +160,10 @@ def pairs(op: _Attention, t: int, s: int, aligned: bool) -> tuple[np.ndarray, np
     found = []
     for i in range(nq):
         first, last = i * BLOCK, min((i + 1) * BLOCK, t) - 1
-        upper = min(last // BLOCK + 1, nk) if aligned and op.causal else nk
+        if aligned:
+            first, last = first + op.offset, last + op.offset
+        ahead = 0 if op.causal else op.window - 1 if op.window else s  # how far a query sees beyond itself
+        upper = min((last + ahead) // BLOCK + 1, nk) if aligned else nk
         lower = max(first - op.window + 1, 0) // BLOCK if aligned and op.window else 0
         found += [(i, j) for j in range(lower, upper)]
     grid = np.array(found, np.int32).reshape(-1, 2)
@@ -126,10 +175,14 @@ def _padded(x: Array, axis: int, block: int, value: int = 0) -> Array:
     return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)], constant_values=value) if extra else x
 
 
+def _cut(x: Array, at: Array, size: int, axis: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, at, size, axis)
+
+
 def blocked(
     op: _Attention,
     q: Array,
-    sources: list[Source],
+    sources: Sequence[Tiled],
     start: Array | None,
     lengths: Array | None,
     precision: Any,
@@ -137,34 +190,30 @@ def blocked(
     """As ``plain``, tile by tile: memory grows with the length, not with its square."""
     t = q.shape[1]
     q = _padded(q, 1, BLOCK)
-    carry = _nothing(q, sources[0].v.shape[-1])
+    carry = nothing(q, sources[0].width)
     for source in sources:
-        n = source.k.shape[2]
-        k, v = _padded(source.k, 2, BLOCK), _padded(source.v, 2, BLOCK)
-        places = None if source.positions is None else _padded(source.positions, 1, BLOCK, -1)
-        i, j = pairs(op, t, n, source.positions is None)
+        i, j = pairs(op, t, source.size, source.own)
+        read = source.tiles(BLOCK)
 
-        def tile(
-            carry: Carry, ij: Any, k: Array = k, v: Array = v, n: int = n, places: Array | None = places
-        ) -> tuple[Carry, None]:
-            qi, kj = ij[0] * BLOCK, ij[1] * BLOCK
-            cut = lambda x, at, axis=1: jax.lax.dynamic_slice_in_dim(x, at, BLOCK, axis)  # noqa: E731
-            steps = jnp.arange(BLOCK)
-            if places is None:
-                keys = kj + steps
-                mask = _mask(op, qi + steps, jnp.where(keys < n, keys, -1))
-                if lengths is not None:
-                    mask = mask & (keys < lengths[:, None])[:, None]
+        def tile(carry: Carry, ij: Any, own: bool = source.own, read: Any = read) -> tuple[Carry, None]:
+            qi = ij[0] * BLOCK
+            k, v, keys = read(ij[1] * BLOCK)
+            queries = qi + jnp.arange(BLOCK)
+            if own:
+                queries = op.offset + queries
             else:
                 assert start is not None
-                mask = _mask(op, start[:, None] + qi + steps, cut(places, kj))
-            mine = tuple(cut(x, qi) for x in carry)
-            folded = _fold(op, mine, cut(q, qi), cut(k, kj, 2), cut(v, kj, 2), _bias(mask), precision)
+                queries = start[:, None] + queries
+            mask = sees(op, queries, keys)
+            if own and lengths is not None:
+                mask = mask & (keys < lengths[:, None])[:, None]
+            mine = tuple(_cut(x, qi, BLOCK, 1) for x in carry)
+            folded = fold(op, mine, _cut(q, qi, BLOCK, 1), k, v, bias(mask), precision)
             put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, qi, 1)  # noqa: E731
             return tuple(put(x, y) for x, y in zip(carry, folded, strict=True)), None
 
         carry, _ = jax.lax.scan(tile, carry, (jnp.asarray(i), jnp.asarray(j)))
-    out, sums = _finish(carry)
+    out, sums = finish(carry)
     return out[:, :t], sums[:, :t]
 
 
@@ -173,16 +222,16 @@ Carry = tuple[
 ]  # of an online softmax: maximum and sum [b, t, kv, group], weighted values [b, t, kv, group, d]
 
 
-def _nothing(q: Array, width: int) -> Carry:
+def nothing(q: Array, width: int) -> Carry:
     """The carry before any key."""
     shape = q.shape[:4]
     return jnp.full(shape, NEGATIVE, jnp.float32), jnp.zeros(shape), jnp.zeros((*shape, width))
 
 
-def _fold(op: _Attention, carry: Carry, q: Array, k: Array, v: Array, mask: Array, precision: Any) -> Carry:
+def fold(op: _Attention, carry: Carry, q: Array, k: Array, v: Array, mask: Array, precision: Any) -> Carry:
     """The carry with the keys of one tile taken in."""
     top, total, acc = carry
-    scores = jnp.where(mask, _scores(op, q, k, precision), NEGATIVE)
+    scores = jnp.where(mask, scores_of(op, q, k, precision), NEGATIVE)
     old = jnp.moveaxis(top, 1, 3)
     new = jnp.maximum(old, jnp.max(scores, -1))
     weights = jnp.where(mask, jnp.exp(scores - new[..., None]), 0.0)
@@ -193,101 +242,31 @@ def _fold(op: _Attention, carry: Carry, q: Array, k: Array, v: Array, mask: Arra
     return jnp.moveaxis(new, 3, 1), total, acc * fade[..., None] + partial
 
 
-def _finish(carry: Carry) -> tuple[Array, Array]:
+def finish(carry: Carry) -> tuple[Array, Array]:
     """Output and log-sums."""
     top, total, acc = carry
     safe = jnp.where(total > 0, total, 1.0)
     return acc / safe[..., None], top + jnp.log(safe)
 
 
-def streamed(
-    op: _Attention, q: Array, keys: Cached, values: Cached, own: Source, start: Array, precision: Any
-) -> tuple[Array, Array]:
-    """Few queries over a long cache that is read tile by tile where it lies, without a copy of a layer's slice."""
-    steps, queries = jnp.arange(keys.tile), start[:, None] + jnp.arange(q.shape[1])
-
-    def tile(j: Array, carry: Carry) -> Carry:
-        at = jnp.minimum(j * keys.tile, keys.slots - keys.tile)  # the last tile may lie over the one before
-        held = slot_positions(start, at + steps, keys.slots)
-        mask = _mask(op, queries, jnp.where(at + steps >= j * keys.tile, held, -1))
-        return _fold(op, carry, q, keys.read(at, own.k.dtype), values.read(at, own.v.dtype), _bias(mask), precision)
-
-    carry = jax.lax.fori_loop(0, -(-keys.slots // keys.tile), tile, _nothing(q, own.v.shape[-1]))
-    mine = jnp.arange(q.shape[1])
-    return _finish(_fold(op, carry, q, own.k, own.v, _bias(_mask(op, mine, mine)), precision))
-
-
-@dataclass
-class Cached:
-    """A cache of one layer that is read tile by tile; ``axes`` as it lies."""
-
-    state: Any  # an array, or a StackSlot
-    axes: tuple[str, ...]
-    order: tuple[str, ...]  # [batch, kv, slots, d]
-    slots: int
-
-    @property
-    def tile(self) -> int:
-        """Slots of one tile: at most an eighth of the cache where that is not tiny; a divisor of it if there is one
-        near."""
-        most = min(BLOCK, max(64, self.slots // 8), self.slots)
-        return next((d for d in range(most, most // 2, -1) if self.slots % d == 0), most)
-
-    def read(self, at: Array, dtype: Any) -> Array:
-        stack, index = (self.state.stack, self.state.index) if isinstance(self.state, StackSlot) else (self.state, ())
-        shape = list(stack.shape[len(index) :])
-        starts: list[Any] = [jnp.zeros((), jnp.int32)] * len(shape)
-        where = self.axes.index("slots")
-        shape[where], starts[where] = self.tile, at
-        part = jax.lax.dynamic_slice(stack, (*index, *starts), (*[1] * len(index), *shape)).reshape(shape)
-        return align(part, self.axes, self.order).astype(dtype)
-
-
 IMPLEMENTATIONS = {"plain": plain, "blocked": blocked}
+
+
+def _rows(value: Sequence[Any], lengths: Array | None, batch: tuple[str, ...], q: Array, node: Node) -> Array | None:
+    """The lengths of the rows [b] into which the batch axes were folded."""
+    if lengths is None:
+        return None
+    sizes = [q.shape[node.operands[0].axes.index(a)] for a in batch]
+    return jnp.broadcast_to(align(lengths, value[0].axes, batch), sizes).reshape(-1)
 
 
 @lowers(Attend)
 def _attend(ctx: Context, node: Node, q: Array, k: Array, v: Array, lengths: Array | None = None) -> tuple[Array, ...]:
     op: Any = node.op
-    ql, kl, vl, batch = _laid_out(op, node, *ctx.factors(q, k, v))
+    ql, kl, vl, batch = laid_out(op, node, *ctx.factors(q, k, v))
+    lengths = _rows(node.operands[3:], lengths, batch, q, node)
     out, sums = IMPLEMENTATIONS[op.implementation](op, ql, [Source(kl, vl)], None, lengths, ctx.precision(q.dtype))
-    return _back(op, node, out.astype(q.dtype), batch, q), _back(op, node, sums, batch, q)
-
-
-def slot_positions(start: Array, index: Array, slots: int) -> Array:
-    """Which position the slots ``index`` hold [batch, index]: the last one before ``start`` that falls there, or
-    below 0."""
-    last = start[:, None] - 1
-    return last - (last - index) % slots
-
-
-@lowers(AttendCached)
-def _attend_cached(
-    ctx: Context, node: Node, q: Array, k: Array, v: Array, old_k: Any, old_v: Any, start: Array
-) -> tuple[Array, ...]:
-    op: Any = node.op
-    ql, kl, vl, batch = _laid_out(op, node, *ctx.factors(q, k, v))
-    if len(batch) != 1:
-        raise AssertionError(f"a cache has one batch axis, found {batch}")
-    slots = ctx.size(node.operands[3].type.size("slots"))
-    own = Source(kl, vl)
-    keys, values = (
-        Cached(old, v.axes, (*batch, op.kv_heads, "slots", v.axes[-1]), slots)
-        for old, v in zip((old_k, old_v), node.operands[3:5], strict=True)
-    )
-    precision = ctx.precision(q.dtype)
-    if op.implementation == "doubled":  # two equal rows make it a matrix product
-        ql = jnp.repeat(ql, 2, axis=3)
-    if op.implementation == "streamed":
-        out, sums = streamed(op, ql, keys, values, own, start, precision)
-    else:
-        ck, cv = (align(read(c.state), c.axes, c.order).astype(kl.dtype) for c in (keys, values))
-        places = slot_positions(start, jnp.arange(slots), slots)
-        run = blocked if op.implementation == "blocked" else plain
-        out, sums = run(op, ql, [Source(ck, cv, places), own], start, None, precision)
-    if op.implementation == "doubled":
-        out, sums = out[:, :, :, :1], sums[:, :, :, :1]
-    return _back(op, node, out.astype(q.dtype), batch, q), _back(op, node, sums, batch, q)
+    return back(op, node, out.astype(q.dtype), batch, q), back(op, node, sums, batch, q)
 
 
 @lowers(AttendGradient)
@@ -304,7 +283,8 @@ def _attend_gradient(
 ) -> tuple[Array, ...]:
     """The usual way back: p again from the log-sums; dv = p^T g; ds = p (g v^T - sum(g out)); dq, dk from ds."""
     op: Any = node.op
-    ql, kl, vl, batch = _laid_out(op, node, *ctx.factors(q, k, v))
+    ql, kl, vl, batch = laid_out(op, node, *ctx.factors(q, k, v))
+    lengths = _rows(node.operands[6:], lengths, batch, q, node)
     b, t, kv, group, _ = ql.shape
 
     def rows(x: Array, axes: tuple[str, ...], last: tuple[str, ...]) -> Array:
@@ -332,13 +312,13 @@ def _attend_gradient(
         qi, kj = ij[0] * block, ij[1] * block
         cut = lambda x, at, axis=1: jax.lax.dynamic_slice_in_dim(x, at, block, axis)  # noqa: E731
         qb, kb, vb, gb = cut(q32, qi), cut(k32, kj, 2), cut(v32, kj, 2), cut(gp, qi)
-        scores = _scores(op, cut(qp, qi), cut(kp, kj, 2), precision)
+        scores = scores_of(op, cut(qp, qi), cut(kp, kj, 2), precision)
         steps = jnp.arange(block)
         keys = kj + steps
-        mask = _mask(op, qi + steps, jnp.where(keys < n, keys, -1)) & (qi + steps < t)[:, None]
+        mask = sees(op, op.offset + qi + steps, jnp.where(keys < n, keys, -1)) & (qi + steps < t)[:, None]
         if lengths is not None:
             mask = mask & (keys < lengths[:, None])[:, None]
-        p = jnp.where(_bias(mask), jnp.exp(scores - jnp.moveaxis(cut(sp, qi), 1, 3)[..., None]), 0.0)
+        p = jnp.where(bias(mask), jnp.exp(scores - jnp.moveaxis(cut(sp, qi), 1, 3)[..., None]), 0.0)
         dots: Any = {"precision": precision, "preferred_element_type": jnp.float32}
         dpb = jnp.einsum("btkgd,bksd->bkgts", gb, vb, **dots)
         ds = p * (dpb - jnp.moveaxis(cut(dp, qi), 1, 3)[..., None])

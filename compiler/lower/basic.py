@@ -1,4 +1,4 @@
-"""Element-wise ops, products, shapes, norms, lookups, collectives."""
+"""Element-wise ops, products, shapes, norms, lookups."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from compiler.graph.ir import Node
 from compiler.lower.registry import Array, Context, lowers
-from compiler.ops import collective, elementwise, leaves, linear, lookup, normalise, shape
+from compiler.ops import elementwise, leaves, linear, lookup, normalise, shape
 
 FUNCTIONS: dict[str, Any] = {
     "add": jnp.add, "sub": jnp.subtract, "mul": jnp.multiply, "div": jnp.divide, "max": jnp.maximum,
-    "min": jnp.minimum, "neg": jnp.negative, "abs": jnp.abs, "sign": jnp.sign, "exp": jnp.exp, "log": jnp.log,
+    "min": jnp.minimum, "power": jnp.power, "neg": jnp.negative, "abs": jnp.abs, "sign": jnp.sign, "exp": jnp.exp,
+    "log": jnp.log,
     "sqrt": jnp.sqrt, "bounded_sqrt": lambda x: jnp.sqrt(jnp.maximum(x, 0)),
     "rsqrt": jax.lax.rsqrt, "tanh": jnp.tanh, "erf": jax.lax.erf, "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus, "square": jnp.square, "relu": lambda x: jnp.maximum(x, 0),
@@ -74,14 +75,14 @@ def _softmax(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     return (jax.nn.softmax(x.astype(jnp.float32), node.operands[0].axes.index(node.op.axis)),)  # type: ignore[attr-defined]
 
 
-def own_ids(ids: Array, size: int, shard: str) -> tuple[Array, Array]:
+def own_ids(ids: Array, size: int, shard: tuple[str, ...]) -> tuple[Array, Array]:
     """Ids counted from this shard's first entry (0 where they are another's), and which are this shard's."""
     local = ids - jax.lax.axis_index(shard) * size if shard else ids
     mine = (local >= 0) & (local < size)
     return jnp.where(mine, local, 0), mine
 
 
-def _inside(ids: Array, size: int, shard: str) -> Array:
+def _inside(ids: Array, size: int, shard: tuple[str, ...]) -> Array:
     """Ids outside the whole table become 0."""
     whole = size * jax.lax.axis_size(shard) if shard else size
     return jnp.where((ids >= 0) & (ids < whole), ids, 0)
@@ -169,42 +170,3 @@ def _positions(ctx: Context, node: Node, start: Array | None = None) -> tuple[Ar
     batch, size = ctx.shape(node.result)
     steps = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (batch, size))
     return (steps if start is None else steps + start[:, None],)
-
-
-@lowers(collective.AllReduce)
-def _all_reduce(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    op: Any = node.op
-    return ({"sum": jax.lax.psum, "mean": jax.lax.pmean, "max": jax.lax.pmax}[op.kind](x, op.mesh_axis),)
-
-
-@lowers(collective.OwnShard)
-def _own_shard(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    op: Any = node.op
-    at, size = node.result.axes.index(op.axis), ctx.length(node.result, op.axis)
-    return (jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(op.mesh_axis) * size, size, at),)
-
-
-@lowers(collective.AllGather)
-def _all_gather(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    op: Any = node.op
-    return (jax.lax.all_gather(x, op.mesh_axis, axis=node.result.axes.index(op.axis), tiled=True),)
-
-
-@lowers(collective.ReduceScatter)
-def _reduce_scatter(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    op: Any = node.op
-    return (jax.lax.psum_scatter(x, op.mesh_axis, scatter_dimension=node.result.axes.index(op.axis), tiled=True),)
-
-
-@lowers(collective.AllToAll)
-def _all_to_all(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    op: Any = node.op
-    split, joined = (node.result.axes.index(a) for a in (op.scattered, op.gathered))
-    return (jax.lax.all_to_all(x, op.mesh_axis, split, joined, tiled=True),)
-
-
-@lowers(collective.Permute)
-def _permute(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    op: Any = node.op
-    n = jax.lax.axis_size(op.mesh_axis)
-    return (jax.lax.ppermute(x, op.mesh_axis, [(i, (i + op.by) % n) for i in range(n)]),)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from compiler.graph.ir import Node
 from compiler.lower.basic import align
 from compiler.lower.registry import Array, Context, lowers
+from compiler.lower.rows import from_rows, own, tally, to_rows
 from compiler.ops import experts
 
 
@@ -27,7 +28,8 @@ def _route(ctx: Context, node: Node, logits: Array) -> tuple[Array, ...]:
 
 @lowers(experts.OneHot)
 def _one_hot(ctx: Context, node: Node, weights: Array, chosen: Array) -> tuple[Array, ...]:
-    hits = jax.nn.one_hot(chosen, ctx.size(node.op.experts), dtype=weights.dtype)  # type: ignore[attr-defined]
+    here, first = own(ctx, node.op)
+    hits = jax.nn.one_hot(chosen - first, here, dtype=weights.dtype)
     return (jnp.sum(weights[..., None] * hits, -2),)
 
 
@@ -35,20 +37,22 @@ def _one_hot(ctx: Context, node: Node, weights: Array, chosen: Array) -> tuple[A
 def _pick(ctx: Context, node: Node, x: Array, chosen: Array) -> tuple[Array, ...]:
     axes = node.operands[0].axes
     x = align(x, axes, (*(a for a in axes if a != "experts"), "experts"))
-    return (jnp.take_along_axis(x, chosen, -1),)
+    shard, here = node.op.shard, x.shape[-1]  # type: ignore[attr-defined]
+    at = chosen - jax.lax.axis_index(shard) * here if shard else chosen
+    found = jnp.take_along_axis(x, jnp.clip(at, 0, here - 1), -1)
+    return (jnp.where((at >= 0) & (at < here), found, jnp.zeros((), x.dtype)),)
 
 
 @lowers(experts.Dispatch)
 def _dispatch(ctx: Context, node: Node, x: Array, chosen: Array) -> tuple[Array, ...]:
     op: Any = node.op
-    count = ctx.size(op.experts)
     if op.implementation == "dense":
-        return x, jnp.zeros((0,), jnp.int32), jnp.zeros((count,), jnp.int32)
-    flat = chosen.reshape(-1)
-    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    groups = jnp.bincount(flat, length=count).astype(jnp.int32)
-    rows = x.reshape(-1, *x.shape[chosen.ndim - 1 :])
-    return jnp.take(rows, order // chosen.shape[-1], axis=0), order, groups
+        return x, jnp.zeros((0,), jnp.int32), jnp.zeros((0,), jnp.int32)
+    order = jnp.argsort(chosen.reshape(-1), stable=True).astype(jnp.int32)
+    here, first = own(ctx, op)
+    groups = jax.lax.dynamic_slice(tally(ctx, op, chosen), (first,), (here,))
+    x = align(x, node.operands[0].axes, (*node.operands[1].axes[:-1], *node.results[0].axes[1:]))
+    return to_rows(ctx, op, x, chosen, order), order, groups
 
 
 @lowers(experts.ExpertDot)
@@ -79,15 +83,7 @@ def _expert_outer(ctx: Context, node: Node, x: Array, g: Array, groups: Array) -
         jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], []),
         precision=ctx.precision(x.dtype), preferred_element_type=jnp.float32,
     )  # fmt: skip
-    return (numbers,)
-
-
-def _sorted_weights(weights: Array, order: Array) -> Array:
-    return jnp.take(weights.reshape(-1), order)
-
-
-def _dense_weights(weights: Array, chosen: Array, experts_count: int) -> Array:
-    return jnp.sum(weights[..., None] * jax.nn.one_hot(chosen, experts_count, dtype=weights.dtype), -2)
+    return (numbers.astype(node.result.type.dtype),)
 
 
 @lowers(experts.Collect)
@@ -97,35 +93,10 @@ def _collect(ctx: Context, node: Node, y: Array, weights: Array, chosen: Array, 
     if op.implementation == "dense":
         rest = tuple(a for a in node.result.axes if a not in node.operands[1].axes)
         y = align(y, axes, (*node.operands[1].axes[:-1], "experts", *rest))
-        here = y.shape[len(node.operands[1].axes) - 1]
-        first = jax.lax.axis_index(op.shard) * here if op.shard else 0
-        spread = _dense_weights(weights, chosen - first, here)
+        here, first = own(ctx, op)
+        spread = jnp.sum(weights[..., None] * jax.nn.one_hot(chosen - first, here, dtype=weights.dtype), -2)
         total = jnp.einsum("...e,...ed->...d", spread, y.astype(jnp.float32), precision=ctx.precision(jnp.float32))
         return (total.astype(y.dtype),)
-    back = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
-    rows = jnp.take(y, back, axis=0).reshape(*weights.shape, *y.shape[1:]).astype(jnp.float32)
+    rows = from_rows(ctx, op, y, chosen, order).astype(jnp.float32)
     total = jnp.sum(rows * weights.reshape(*weights.shape, *[1] * (y.ndim - 1)), len(weights.shape) - 1)
     return (total.astype(y.dtype),)
-
-
-@lowers(experts.CollectGradient)
-def _collect_gradient(
-    ctx: Context, node: Node, g: Array, y: Array, weights: Array, chosen: Array, order: Array
-) -> tuple[Array, ...]:
-    op: Any = node.op
-    axes = node.operands[1].axes
-    g32 = g.astype(jnp.float32)
-    if op.implementation == "dense":
-        rest = tuple(a for a in axes if a not in ("experts", *node.operands[2].axes))
-        order_axes = (*node.operands[2].axes[:-1], "experts", *rest)
-        laid = align(y, axes, order_axes).astype(jnp.float32)
-        spread = _dense_weights(weights, chosen, laid.shape[len(node.operands[2].axes) - 1])
-        dy = align(spread[..., None] * g32[..., None, :], order_axes, axes)
-        dw = jnp.take_along_axis(jnp.sum(laid * g32[..., None, :], -1), chosen, -1)
-        return dy.astype(y.dtype), dw.astype(weights.dtype)
-    tokens = g32.reshape(-1, *g.shape[len(weights.shape) - 1 :])
-    picked = jnp.take(tokens, order // weights.shape[-1], axis=0)
-    dy = picked * _sorted_weights(weights, order)[:, None]
-    dots = jnp.sum(picked * y.astype(jnp.float32), -1)
-    dw = jnp.zeros_like(dots).at[order].set(dots).reshape(weights.shape)
-    return dy.astype(y.dtype), dw.astype(weights.dtype)

@@ -10,7 +10,18 @@ import numpy as np
 
 from compiler.graph.ir import Graph, Node
 from compiler.graph.sizes import Size
-from compiler.lower import attention, basic, experts, loss, recurrence, rotate, state  # noqa: F401  (register)
+from compiler.lower import (  # noqa: F401  (register)
+    attention,
+    basic,
+    cached,
+    collective,
+    experts,
+    loss,
+    recurrence,
+    rotate,
+    rows,
+    state,
+)
 from compiler.lower.registry import LOWERINGS, Context, StackSlot, lowers, read
 from compiler.ops.control import Repeat
 from compiler.ops.leaves import Argument, Constant, Input, Parameter, State

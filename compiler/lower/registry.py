@@ -40,15 +40,17 @@ class Context:
     watch: Callable[[Node, tuple[Any, ...]], None] | None = None
     widen: bool = False  # products of narrow floats in float32: XLA for CPU lacks some of the narrow ones
     mesh: Mapping[str, int] = field(default_factory=dict)  # mesh axes, inside a shard_map
-    placements: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # value -> axis -> mesh axis
+    split: Callable[[Value], Mapping[str, tuple[str, ...]]] = lambda value: {}  # axis -> mesh axes that shard it
 
     def size(self, s: Size) -> int:
         return int(s.evaluate(self.sizes))
 
     def length(self, value: Value, axis: str) -> int:
         """Entries of an axis of a value that are here: a shard's share where the axis is sharded."""
-        mesh_axis = self.placements.get(value.id, {}).get(axis)
-        return self.size(value.type.size(axis)) // (self.mesh[mesh_axis] if mesh_axis else 1)
+        length = self.size(value.type.size(axis))
+        for mesh_axis in self.split(value).get(axis, ()):
+            length //= self.mesh[mesh_axis]
+        return length
 
     def shape(self, value: Value) -> tuple[int, ...]:
         return tuple(self.length(value, a) for a in value.axes)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from compiler.graph.ir import Node
 from compiler.lower.basic import align
 from compiler.lower.registry import Array, Context, StackSlot, lowers, read
-from compiler.ops.state import After, Append, KeepLast, KeepTail, LastValid
+from compiler.ops.state import After, Append, KeepLast, KeepTail, LastValid, slots_of, slots_together
 
 
 def _store(old: Any, new: Array) -> Any:
@@ -22,8 +23,12 @@ def _store(old: Any, new: Array) -> Any:
 @lowers(Append)
 def _append(ctx: Context, node: Node, cache: Any, new: Array, start: Array, valid: Array) -> tuple[Any, ...]:
     axes = node.operands[0].axes
-    slots = ctx.size(node.operands[0].type.size("slots"))
-    new = align(new, node.operands[1].axes, ("batch", "seq", *(a for a in axes if a not in ("batch", "slots"))))
+    types = [v.type for v in node.operands[:2]]
+    slots, together = ctx.size(slots_of(types[0], types[1], "seq")), slots_together(types[0], types[1], "seq")
+    packed = "lanes" in axes
+    inner = node.operands[1].axes if packed else axes
+    new = align(new, node.operands[1].axes, ("batch", "seq", *(a for a in inner if a not in ("batch", "slots", "seq"))))
+    new = new.reshape(*new.shape[:2], -1) if packed else new
     skipped = jnp.zeros_like(valid)
     if new.shape[1] > slots:  # only the last ``slots`` valid entries of a row stay
         skipped = jnp.maximum(valid - slots, 0)
@@ -31,21 +36,49 @@ def _append(ctx: Context, node: Node, cache: Any, new: Array, start: Array, vali
         new = jnp.take_along_axis(new, index.reshape(*index.shape, *[1] * (new.ndim - 2)), 1)
     count = jnp.minimum(valid - skipped, new.shape[1])
     stack, layer = (cache.stack, cache.index) if isinstance(cache, StackSlot) else (cache, ())
-    stack = _scatter(stack, layer, axes, new.astype(stack.dtype), (start + skipped) % slots, count)
+    first, new = (start + skipped) % slots, new.astype(stack.dtype)
+    if together > 1:
+        stack = _scatter_lanes(stack, layer, together, new, first, count)
+    else:
+        here = jax.lax.axis_index(node.op.shard) * ctx.length(node.operands[0], "slots") if node.op.shard else 0  # type: ignore[attr-defined]
+        stack = _scatter(stack, layer, axes, new, (first, slots, here), count)
     return (StackSlot(stack, layer) if isinstance(cache, StackSlot) else stack,)
 
 
 def _scatter(
-    stack: Array, layer: tuple[Array, ...], axes: tuple[str, ...], new: Array, first: Array, count: Array
+    stack: Array,
+    layer: tuple[Array, ...],
+    axes: tuple[str, ...],
+    new: Array,
+    where_to: tuple[Array, int, Any],
+    count: Array,
 ) -> Array:
-    """new [batch, seq, …] at slots first + t, for t < count; one scatter."""
-    slots = stack.shape[len(layer) + axes.index("slots")]
-    step = jnp.arange(new.shape[1])
-    # entries past the valid ones go out of range and are dropped
-    place = jnp.where(step < count[:, None], (first[:, None] + step) % slots, slots)
+    """new [batch, seq, …] at slots first + t, for t < count; one scatter. ``where_to``: first, the slots of the whole
+    cache, and which of them is the first here."""
+    slots_axis = "slot_rows" if "lanes" in axes else "slots"
+    (first, slots, here), step = where_to, jnp.arange(new.shape[1])
+    local = stack.shape[len(layer) + axes.index(slots_axis)]
+    place = (first[:, None] + step) % slots - here
+    # entries past the valid ones, and other shards', go out of range and are dropped
+    place = jnp.where((step < count[:, None]) & (place >= 0), place, local)
     rows = jnp.arange(new.shape[0])[:, None]
-    where = tuple({"batch": rows, "slots": place}.get(a, slice(None)) for a in axes)
+    where = tuple({"batch": rows, slots_axis: place}.get(a, slice(None)) for a in axes)
     return stack.at[(*layer, *where)].set(new, mode="drop")
+
+
+def _scatter_lanes(
+    stack: Array, layer: tuple[Array, ...], together: int, new: Array, first: Array, count: Array
+) -> Array:
+    """As ``_scatter``, where ``together`` slots share a row [batch, slot_rows, lanes]."""
+    rows, width, shape = stack.shape[-2], new.shape[-1], new.shape[:2]
+    step = jnp.arange(shape[1])
+    place = (first[:, None] + step) % (rows * together)
+    row = jnp.where(step < count[:, None], place // together, rows)
+    where = (*layer, jnp.arange(shape[0])[:, None], row, place % together * width)
+    index = jnp.stack([jnp.broadcast_to(i, shape) for i in where], -1)
+    fixed = tuple(range(stack.ndim - 1))
+    numbers = jax.lax.ScatterDimensionNumbers((2,), fixed, (*fixed, stack.ndim - 1))
+    return jax.lax.scatter(stack, index, new, numbers, mode="drop")
 
 
 def _pick(x: Array, index: Array) -> Array:

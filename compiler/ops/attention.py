@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.graph.ir import Value
 from compiler.graph.sizes import CAPACITY, ONE, Size, smaller
 from compiler.graph.types import TensorType, TypeProblem
+from compiler.ops import ring
 from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
+from compiler.ops.shards import SHARDS
+from compiler.ops.state import slots_of
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -28,14 +31,15 @@ class _Attention(Op):
     queries: str = "seq"
     keys: str = "seq"
     causal: bool = True
-    window: int | None = None  # a query sees this many keys, itself among them
+    window: int | None = None  # a query sees keys nearer than this; where not causal, on both sides
+    offset: int = 0  # positions by which this call's keys lie before its queries
     scale: float = 1.0
     softcap: float | None = None
     heads: str = "heads"
     kv_heads: str = "kv_heads"
     dim: str = "head_dim"
     implementation: str = (
-        "plain"  # "plain" | "blocked" | "streamed", "doubled" (cached only): chosen by the select pass
+        "plain"  # "plain" | "blocked" | "streamed", "doubled", "diagonal" (cached only): chosen by the select pass
     )
 
     def _check(self, q: TensorType, k: TensorType, v: TensorType) -> TensorType:
@@ -66,19 +70,20 @@ class _Attention(Op):
         """Keys a query, counted as this implementation runs them: whole tiles when blocked, all when plain."""
         if self.implementation != "blocked":
             return k
-        pairs = Size.opaque("block_pairs", q, k, BLOCK, BLOCK, self.window or 0, int(self.causal))
+        pairs = Size.opaque("block_pairs", q, k, BLOCK, BLOCK, self.window or 0, int(self.causal), self.offset)
         return pairs * (BLOCK * BLOCK)
 
-    def conflict(self, sharded: Mapping[str, str], ins: Sequence[TensorType]) -> str | None:
-        heads, kv = ins[0].size(self.heads), ins[1].size(self.kv_heads)
-        if kv == 1 or sharded.get(self.heads) == sharded.get(self.kv_heads):
-            return None
-        return f"{heads} {self.heads} read {kv} {self.kv_heads} in groups: shard both alike, or neither"
+    def together(self, axis: str, ins: Sequence[TensorType]) -> tuple[str, ...]:
+        """Heads read key heads in groups: both are sharded alike, until one key head is left to a shard."""
+        if axis not in (self.heads, self.kv_heads):
+            return (axis,)
+        return (self.heads,) if ins[1].size(self.kv_heads) == 1 else (self.heads, self.kv_heads)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        if axis in (self.queries, self.keys):
-            return Role.RING
-        return Role.WHOLE if axis == self.dim or axis == ins[2].axes[-1] else Role.PARALLEL
+        if axis == self.keys == self.queries:
+            return Role.ACROSS
+        whole = (self.keys, self.dim, ins[2].axes[-1], "slots", "slot_rows", "lanes")
+        return Role.WHOLE if axis in whole else Role.PARALLEL
 
 
 @op
@@ -89,6 +94,9 @@ class Attend(_Attention):
     padding; only where not causal). A row with every key masked gives 0."""
 
     name: ClassVar[str] = "attend"
+
+    def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
+        return ring.attend(b, self, ins, shards)
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         out = self._check(*ins[:3])
@@ -121,16 +129,8 @@ class Attend(_Attention):
         slots = CAPACITY if self.window is None else smaller(self.window, CAPACITY)
         kind = "cache" if self.window is None else "ring"
 
-        def cache(name: str, x: Value) -> Value:
-            # the order is the target's: see select.Choice
-            t = x.type
-            sizes = {"slots": slots, **{a: t.size(a) for a in t.axes if a != self.keys}}
-            batch = [a for a in t.axes[:-1] if a not in (self.keys, self.kv_heads)]
-            inner = [self.kv_heads, "slots"] if s.heads_first else ["slots", self.kv_heads]
-            order = [*batch, *inner, t.axes[-1]]
-            return s.state(name, kind, TensorType.make([(a, sizes[a]) for a in order], t.dtype))
-
-        old_k, old_v = cache("key", k), cache("value", v)
+        types = s.caches.types([k.type, v.type], self.keys, self.kv_heads, slots)  # as the target wants them
+        old_k, old_v = (s.state(name, kind, t) for name, t in zip(("key", "value"), types, strict=True))
         if s.fresh:  # the cache is empty: it is only written
             out = s.b.apply(self, q, k, v)
         else:
@@ -144,19 +144,45 @@ class Attend(_Attention):
 @op
 @dataclass(frozen=True)
 class AttendCached(_Attention):
-    """Attention of this call's queries over a cache [batch, kv_heads, slots, head_dim] and this call's own keys.
-    Slot i holds the last position p < start with p % slots == i: a ring needs no stored positions."""
+    """Attention of this call's queries over a cache (as any CacheLayout has it) and this call's own keys. Slot i holds
+    the last position p < start with p % slots == i: a ring needs no stored positions. "diagonal": over a packed
+    cache, as it lies."""
 
     name: ClassVar[str] = "attend_cached"
     differentiable: ClassVar[bool] = False
+    slot_axes: tuple[str, ...] = ()  # mesh axes that split the slots: then of the cache only, a result for each part
+    parts: int = 1
+
+    def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
+        if axis in (self.heads, self.kv_heads) and "lanes" in ins[3].axes:
+            return Role.WHOLE  # heads that lie side by side are not an axis of the cache
+        if axis == "slots":
+            return Role.PARALLEL if self.slot_axes else Role.ACROSS
+        if axis == self.queries:
+            return Role.WHOLE
+        return super().role(axis, ins, outs)
+
+    def follows(self) -> Mapping[str, str]:
+        return {"slots": SHARDS} if self.slot_axes else {}
+
+    def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
+        return ring.over_slots(b, self, ins, shards)
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         out = self._check(*ins[:3])
-        return out, ins[0].drop(self.dim).with_dtype("float32")
+        found = out, ins[0].drop(self.dim).with_dtype("float32")
+        if not self.slot_axes:
+            return found
+        return tuple(TensorType.make([(SHARDS, self.parts), *t.pairs], t.dtype) for t in found)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         q, k, v, old_k = ins[:4]
-        own, slots = k.size(self.keys), old_k.size("slots")
+        own, slots = k.size(self.keys), slots_of(old_k, k, self.keys)
+        if self.implementation == "diagonal":  # a query meets the lanes of all heads, and of all slots of a row
+            lanes = old_k.size("lanes") + ins[4].size("lanes")
+            scores = self._scores(q, k, v, own + slots)
+            matrix = self._scores(q, k, v, own).matrix + q.drop(self.dim).elements * slots * lanes * 2
+            return moved(ins, outs) + dataclasses.replace(scores, matrix=matrix)
         if self.implementation != "blocked":
             rows = 2 if self.implementation == "doubled" else 1
             return moved(ins, outs) + self._scores(q, k, v, own + slots).times(rows)
@@ -177,6 +203,9 @@ class AttendGradient(_Attention):
 
     name: ClassVar[str] = "attend_gradient"
     differentiable: ClassVar[bool] = False
+
+    def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
+        return ring.attend_gradient(b, self, ins, shards)
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         self._check(*ins[:3])
@@ -228,5 +257,5 @@ def attend(
     dim = q.axes[-1]
     if scale is None:
         scale = float(q.type.size(dim).constant) ** -0.5
-    attributes = Attend(queries, keys, bool(causal), window, float(scale), softcap, dim=dim)
+    attributes = Attend(queries, keys, bool(causal), window, scale=float(scale), softcap=softcap, dim=dim)
     return b.apply(attributes, q, k, v, *([lengths] if lengths is not None else []))[0]

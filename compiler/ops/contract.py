@@ -32,6 +32,7 @@ class Cost:
     transcendental: Size = ZERO  # exp, log, tanh, rsqrt ... evaluations
     read: Size = ZERO  # bytes
     written: Size = ZERO  # bytes
+    sent: Size = ZERO  # bytes that one device sends to others: collectives only
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
@@ -47,8 +48,28 @@ class Role(Enum):
     SUM = "sum"  # contracted: results without the axis are partial, an all-reduce (of ``Op.partial``) completes them
     WHOLE = "whole"  # must be gathered first
     LOOKUP = "lookup"  # entries by number: each shard (``shard`` is set) answers for its own, an all-reduce adds
-    CARRY = "carry"  # a scan along the axis: the carry is passed on from shard to shard
-    RING = "ring"  # attention keys: blocks travel round the shards
+    OWN = "own"  # as PARALLEL, and the op is told which shard it is (``shard`` is set)
+    ACROSS = "across"  # looks beyond the shard: ``Op.across`` says by which program over the shards
+
+
+# Axes whose entries stand in an order of each shard's own. Where such a value lies follows from where its tokens or
+# experts lie: its placement names those axes instead, and nothing but the ops that know the order brings it from one
+# to another. True: a shard has its share of the entries; False: it has room for all of them.
+LOCAL: Mapping[str, Mapping[str, bool]] = {
+    "rows": {"batch": True, "seq": True, "experts": False},  # (token, expert) pairs: by token, or at their experts
+    "pairs": {"batch": True, "seq": True},
+    "groups": {"batch": False, "seq": False, "experts": True},  # how many rows each expert has
+}
+
+
+def holders(t: TensorType) -> tuple[str, ...]:
+    """The axes by which a value of each shard's own order may be placed; none for other values."""
+    return tuple(h for a, s in t.pairs if a in LOCAL and s != ZERO for h in LOCAL[a])
+
+
+def places(t: TensorType) -> tuple[str, ...]:
+    """The axes that a placement of this type may name."""
+    return (*(a for a in t.axes if a not in LOCAL), *holders(t))
 
 
 class Along(Enum):
@@ -89,13 +110,32 @@ class Op:
         """What completes the partial results of Role.SUM: "sum", "mean" or "max"."""
         return "sum"
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        """Whether partial sums in exactly the operands ``partial`` (the others whole) give partial sums."""
+        return False
+
     def follows(self) -> Mapping[str, str]:
         """Operand axes that go on under another name in the result, their shards with them."""
         return {}
 
-    def conflict(self, sharded: Mapping[str, str], ins: Sequence[TensorType]) -> str | None:
-        """Why these axes (to mesh axes) cannot be sharded together here, or None."""
-        return None
+    def together(self, axis: str, ins: Sequence[TensorType]) -> tuple[str, ...]:
+        """Axes that are sharded alike when ``axis`` is, itself among them; ``ins`` are the types of a shard so far.
+        Empty: the axis cannot be sharded further here."""
+        return (axis,)
+
+    def across(self, b: Builder, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
+        """For Role.ACROSS: the same meaning as a program in which ``axis`` is split in [shards, axis]; only what
+        it does along ``shards`` moves data."""
+        raise NotImplementedError(f"{self.name} cannot be sharded along {axis}")
+
+    def exchanges(self) -> tuple[tuple[str, ...], ...]:
+        """Further programs over the shards: where rows go from one holder (the second axis) to another (the first)
+        or back. ``across`` gets the first axis."""
+        return ()
+
+    def exchanged(self, shards: int, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Size:
+        """Bytes that one shard sends in such a program, from the types of a shard."""
+        return ZERO
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         """Behaviour along the streaming axis."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.graph.ir import Value
-from compiler.graph.types import TensorType, TypeProblem, broadcast
+from compiler.graph.types import DTYPE_BITS, TensorType, TypeProblem, broadcast
 from compiler.ops.contract import FUNCTIONS, Cost, Op, function, moved, op
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Rule:
     derivative: Callable[[Any, Sequence[Value], Value, Value], Grads] | None
     result: str | None = None  # result dtype where it is not the operands'
     meaning: str = ""
+    linear: tuple[frozenset[int], ...] = ()  # sets of operands in which it is linear, together
 
 
 def _gelu_tanh_slope(b: Any, x: Value) -> Value:
@@ -64,14 +65,30 @@ def _unless(b: Any, condition: Value, g: Value) -> Value:
     return b.select(condition, b.constant(0.0, g.type.dtype), g)
 
 
+FIRST = (frozenset({0}),)
+EITHER = (frozenset({0}), frozenset({1}))
+BOTH = (frozenset({0, 1}),)
+
 TABLE: dict[str, Rule] = {
-    "add": Rule(2, 1, 0, lambda b, i, o, g: (g, g), meaning="x + y"),
-    "sub": Rule(2, 1, 0, lambda b, i, o, g: (g, b.neg(g)), meaning="x - y"),
-    "mul": Rule(2, 1, 0, lambda b, i, o, g: (b.mul(g, i[1]), b.mul(g, i[0])), meaning="x * y"),
-    "div": Rule(2, 1, 0, lambda b, i, o, g: (b.div(g, i[1]), b.neg(b.div(b.mul(g, o), i[1]))), meaning="x / y"),
+    "add": Rule(2, 1, 0, lambda b, i, o, g: (g, g), meaning="x + y", linear=BOTH),
+    "sub": Rule(2, 1, 0, lambda b, i, o, g: (g, b.neg(g)), meaning="x - y", linear=BOTH),
+    "mul": Rule(2, 1, 0, lambda b, i, o, g: (b.mul(g, i[1]), b.mul(g, i[0])), meaning="x * y", linear=EITHER),
+    "div": Rule(
+        2, 1, 0, lambda b, i, o, g: (b.div(g, i[1]), b.neg(b.div(b.mul(g, o), i[1]))), meaning="x / y", linear=FIRST
+    ),
     "max": Rule(2, 1, 0, lambda b, i, o, g: _larger(b, g, i[1], i[0]), meaning="the larger of x and y"),
     "min": Rule(2, 1, 0, lambda b, i, o, g: _larger(b, g, i[0], i[1]), meaning="the smaller of x and y"),
-    "neg": Rule(1, 1, 0, lambda b, i, o, g: (b.neg(g),)),
+    "power": Rule(
+        2,
+        0,
+        2,
+        lambda b, i, o, g: (
+            b.mul(g, b.mul(i[1], b.power(i[0], b.sub(i[1], 1.0)))),
+            b.mul(g, b.mul(o, b.log(i[0]))),
+        ),
+        meaning="x ** y, for x > 0",
+    ),
+    "neg": Rule(1, 1, 0, lambda b, i, o, g: (b.neg(g),), linear=FIRST),
     "abs": Rule(1, 1, 0, lambda b, i, o, g: (b.mul(g, b.sign(i[0])),)),
     "sign": Rule(1, 1, 0, lambda b, i, o, g: (None,)),
     "exp": Rule(1, 0, 1, lambda b, i, o, g: (b.mul(g, o),)),
@@ -137,6 +154,9 @@ class Map(Op):
         raw = derivative(b, ins, outs[0], grads[0])
         return tuple(None if g is None else unbroadcast(b, g, x) for g, x in zip(raw, ins, strict=True))
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial in TABLE[self.fn].linear
+
     def text(self) -> str:
         return self.fn
 
@@ -158,6 +178,10 @@ class Cast(Op):
             return (None,)
         return (b.cast(g, ins[0].type.dtype),)
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        """Widening only: a sum of narrowed parts is not the narrowed sum."""
+        return DTYPE_BITS[self.dtype] >= DTYPE_BITS[ins[0].dtype] and self.dtype.startswith(("float", "bfloat"))
+
 
 @op
 @dataclass(frozen=True)
@@ -174,6 +198,9 @@ class StopGradient(Op):
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None,)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return True
 
 
 def unbroadcast(b: Builder, g: Value, like: Value) -> Value:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.graph.ir import Value
 from compiler.graph.sizes import Size, product
 from compiler.graph.types import TensorType, TypeProblem
-from compiler.ops.contract import Cost, Op, Role, function, moved, op
+from compiler.ops.contract import Cost, Op, Role, function, holders, moved, op
+from compiler.ops.rows import FromRows, Rows, ToRows, balanced, counts, from_experts, own_groups, to_experts
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -59,10 +60,12 @@ class Route(Op):
 @op
 @dataclass(frozen=True)
 class OneHot(Op):
-    """Weights [batch, seq, active] laid out over ``experts``: zero where not chosen. Operands: weights, chosen."""
+    """Weights [batch, seq, active] laid out over ``experts``: zero where not chosen. Operands: weights, chosen.
+    ``shard``: the mesh axes over which the experts are split; each shard lays out its own."""
 
     name: ClassVar[str] = "one_hot"
     experts: Size = Size.of(1)
+    shard: tuple[str, ...] = ()
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (TensorType.make([*ins[0].drop("active").pairs, ("experts", self.experts)], ins[0].dtype),)
@@ -75,8 +78,11 @@ class OneHot(Op):
             return None, None
         return b.one(PickExperts(), grads[0], ins[1]), None
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial == {0}
+
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.WHOLE if axis in ("experts", "active") else Role.PARALLEL
+        return Role.OWN if axis == "experts" else Role.WHOLE if axis == "active" else Role.PARALLEL
 
 
 @op
@@ -85,6 +91,7 @@ class PickExperts(Op):
     """Entries of [batch, seq, experts] at the chosen experts: [batch, seq, active]."""
 
     name: ClassVar[str] = "pick_experts"
+    shard: tuple[str, ...] = ()
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (TensorType.make([*ins[0].drop("experts").pairs, ("active", ins[1].size("active"))], ins[0].dtype),)
@@ -94,29 +101,32 @@ class PickExperts(Op):
             return None, None
         return b.one(OneHot(ins[0].type.size("experts")), grads[0], ins[1]), None
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial == {0}
+
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.WHOLE if axis in ("experts", "active") else Role.PARALLEL
+        return Role.LOOKUP if axis == "experts" else Role.WHOLE if axis == "active" else Role.PARALLEL
 
 
 @op
 @dataclass(frozen=True)
-class Dispatch(Op):
+class Dispatch(Rows):
     """Tokens to their experts. Results when ragged: x by (token, expert) pair sorted by expert [rows, embed],
-    the order [rows] int32 and the group sizes [experts] int32; when dense: x itself and empty books."""
+    the order [pairs] int32 and how many rows each expert has [groups] int32; when dense: x itself and empty books.
+    Where experts are split, a shard's rows are those of its own experts: picked out of all tokens, or exchanged."""
 
     name: ClassVar[str] = "dispatch"
-    experts: Size = Size.of(1)
     implementation: str = "ragged"
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         x, chosen = ins
-        groups = TensorType.make([("experts", self.experts)], "int32")
-        if self.implementation == "dense":
-            return x, TensorType.make([("rows", 0)], "int32"), groups
-        rows = chosen.elements
+        dense = self.implementation == "dense"
+        rows, groups = (Size.of(0), Size.of(0)) if dense else (chosen.elements, self.experts)
+        books = TensorType.make([("pairs", rows)], "int32"), TensorType.make([("groups", groups)], "int32")
+        if dense:
+            return x, *books
         extra = [p for p in x.pairs if p[0] not in chosen.axes]
-        order = TensorType.make([("rows", rows)], "int32")
-        return TensorType.make([("rows", rows), *extra], x.dtype), order, groups
+        return TensorType.make([("rows", rows), *extra], x.dtype), *books
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost() if self.implementation == "dense" else moved(outs[:1], outs)
@@ -126,11 +136,24 @@ class Dispatch(Op):
             return None, None
         if self.implementation == "dense":
             return grads[0], None
-        ones = b.expand(b.constant(1.0), ins[1].type.pairs)
-        return b.arrange(b.one(Collect("ragged"), grads[0], ones, ins[1], outs[1]), ins[0].axes), None
+        back = b.one(FromRows(self.experts), grads[0], ins[1], outs[1])
+        return b.arrange(b.reduce(back, "sum", ("active",)), ins[0].axes), None
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.PARALLEL if axis == "embed" else Role.WHOLE
+        if self.implementation == "dense":
+            return Role.WHOLE if axis == "active" else Role.PARALLEL
+        return Role.OWN if axis == "experts" else self._beside(axis, ins[1])
+
+    def exchanges(self) -> tuple[tuple[str, ...], ...]:
+        return () if self.implementation == "dense" else super().exchanges()
+
+    def exchanged(self, shards: int, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Size:
+        return balanced(outs[0], shards)
+
+    def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
+        rows, order, _ = b.apply(self, *ins)
+        table = counts(b, ins[1], self.experts, shards)
+        return to_experts(b, rows, table, shards), order, own_groups(b, table, shards)
 
 
 @op
@@ -142,6 +165,7 @@ class ExpertDot(Op):
     name: ClassVar[str] = "expert_dot"
     contract: tuple[str, ...] = ()
     implementation: str = "ragged"
+    experts: Size = Size.of(1)  # of the whole
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         x, w, _ = ins
@@ -160,7 +184,8 @@ class ExpertDot(Op):
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         inner = product(ins[0].size(a) for a in self.contract)
-        return moved(ins[:2], outs, matrix=outs[0].elements * inner * 2)
+        share = _share(ins[1], self.experts) if self.implementation == "ragged" else 1
+        return moved(ins[:2], outs, matrix=outs[0].elements * inner * (2 * share))
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
@@ -169,19 +194,25 @@ class ExpertDot(Op):
         g = grads[0]
         out_axes = tuple(a for a in w.axes if a not in x.axes and a != "experts")
         if self.implementation == "ragged":
-            dx = b.one(ExpertDot(out_axes, "ragged"), g, w, groups)
-            dw = b.one(ExpertOuter(w.type.size("experts")), x, g, groups)
-            return b.arrange(dx, x.axes), b.cast(b.arrange(dw, w.axes), w.type.dtype), None
+            dx = b.one(ExpertDot(out_axes, "ragged", self.experts), g, w, groups)
+            dw = b.one(ExpertOuter(w.type.size("experts"), w.type.dtype), x, g, groups)
+            return b.arrange(dx, x.axes), b.arrange(dw, w.axes), None
         gone = out_axes if "experts" in x.axes else (*out_axes, "experts")
         dx = b.arrange(b.dot(g, w, gone), x.axes)
         over = tuple(a for a in x.axes if a not in w.axes)
         return dx, b.arrange(b.dot(x, g, over, w.type.dtype), w.axes), None
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return len(partial) == 1 and 2 not in partial
+
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        if axis in self.contract:
-            return Role.SUM
-        ragged = self.implementation == "ragged" and axis == "experts"
-        return Role.WHOLE if axis == "rows" or ragged else Role.PARALLEL
+        return Role.SUM if axis in self.contract else Role.PARALLEL
+
+
+def _share(w: TensorType, experts: Size) -> float:
+    """Of the rows that a shard has room for, those it has when tokens go to all experts alike."""
+    here = w.size("experts")
+    return 1 if here == experts else float(here.constant) / float(experts.constant)
 
 
 @op
@@ -192,30 +223,36 @@ class ExpertOuter(Op):
     name: ClassVar[str] = "expert_outer"
     differentiable: ClassVar[bool] = False
     experts: Size = Size.of(1)
+    dtype: str = "float32"
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         x, g, _ = ins
-        return (TensorType.make([("experts", self.experts), *x.drop("rows").pairs, *g.drop("rows").pairs], "float32"),)
+        pairs = [("experts", self.experts), *x.drop("rows").pairs, *g.drop("rows").pairs]
+        return (TensorType.make(pairs, self.dtype),)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
-        return moved(ins[:2], outs, matrix=ins[0].elements * ins[1].drop("rows").elements * 2)
+        pairs = ins[0].elements * ins[1].drop("rows").elements
+        return moved(ins[:2], outs, matrix=pairs * (2 * _share(outs[0], self.experts)))
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return tuple(None for _ in ins)
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return len(partial) == 1 and 2 not in partial
+
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.WHOLE if axis in ("rows", "experts") else Role.PARALLEL
+        tokens = axis not in outs[0].axes and axis in holders(ins[0])
+        return Role.SUM if tokens else Role.PARALLEL
 
 
 @op
 @dataclass(frozen=True)
-class Collect(Op):
+class Collect(Rows):
     """The experts' answers back to their tokens, weighted and added. Operands: y, weights, chosen, order. With
-    ``shard`` (dense; a mesh axis over which the experts are split) each shard adds up its own experts."""
+    ``shard`` (mesh axes over which the experts are split) each shard adds up its own experts."""
 
     name: ClassVar[str] = "collect"
     implementation: str = "ragged"
-    shard: str = ""
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         y, weights = ins[:2]
@@ -226,38 +263,40 @@ class Collect(Op):
         return moved(ins[:2], outs, vector=ins[0].elements * 2)
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
+        """The answers' cotangents are the tokens' own, weighted; the weights' are how answer and cotangent agree."""
         if grads[0] is None:
             return None, None, None, None
         y, weights, chosen, order = ins
-        dy, dw = b.apply(CollectGradient(self.implementation), grads[0], y, weights, chosen, order)
-        return dy, dw, None, None
+        dense, g = self.implementation == "dense", b.cast(grads[0], y.type.dtype)
+        if dense:
+            spread = b.one(OneHot(self.experts), weights, chosen)
+        else:
+            g, spread = (b.one(ToRows(self.experts), v, chosen, order) for v in (g, weights))
+        dy = b.mul(b.cast(g, "float32"), b.cast(spread, "float32"))
+        width = tuple(a for a in outs[0].axes if a not in weights.axes)
+        agree = b.dot(y, g, width, "float32")  # not a product and a sum: partial sums of y go through it
+        dw = b.one(PickExperts(), agree, chosen) if dense else b.one(FromRows(self.experts), agree, chosen, order)
+        return b.cast(b.arrange(dy, y.axes), y.type.dtype), b.cast(dw, weights.type.dtype), None, None
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial in ({0}, {1})
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        if self.implementation == "ragged" and axis in ins[1].axes:
-            return Role.WHOLE  # the rows of all tokens stand in one order
-        return Role.WHOLE if axis in ("rows", "active") else Role.LOOKUP if axis == "experts" else Role.PARALLEL
+        if axis == "experts":
+            return Role.LOOKUP
+        if self.implementation == "dense":
+            return Role.WHOLE if axis == "active" else Role.PARALLEL
+        return self._beside(axis, ins[2])
 
+    def exchanges(self) -> tuple[tuple[str, ...], ...]:
+        return () if self.implementation == "dense" else super().exchanges()
 
-@op
-@dataclass(frozen=True)
-class CollectGradient(Op):
-    """Cotangents of the experts' answers and of the weights. Operands: g, y, weights, chosen, order."""
+    def exchanged(self, shards: int, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Size:
+        return balanced(ins[0], shards)
 
-    name: ClassVar[str] = "collect_gradient"
-    differentiable: ClassVar[bool] = False
-    implementation: str = "ragged"
-
-    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
-        return ins[1], ins[2]
-
-    def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
-        return moved(ins, outs, vector=ins[1].elements * 3)
-
-    def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
-        return tuple(None for _ in ins)
-
-    def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.WHOLE
+    def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
+        y, weights, chosen, order = ins
+        return (b.one(self, from_experts(b, y, chosen, self.experts, shards), weights, chosen, order),)
 
 
 @function

@@ -13,6 +13,7 @@ from compiler.ops import (  # noqa: F401
     normalise,
     recurrence,
     rotate,
+    rows,
     shape,
     state,
 )

@@ -114,7 +114,7 @@ class Positions(Op):
         return tuple(None for _ in ins)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.CARRY if axis == self.axis else Role.PARALLEL
+        return Role.WHOLE if axis == self.axis else Role.PARALLEL
 
 
 @function

@@ -43,6 +43,9 @@ class Dot(Op):
         sizes = dict(ins[0].pairs) | dict(ins[1].pairs)
         return moved(ins, outs, matrix=product(sizes.values()) * 2)
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return len(partial) == 1
+
     def gradient(
         self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
     ) -> tuple[Value | None, ...]:

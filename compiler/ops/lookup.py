@@ -23,7 +23,7 @@ class Lookup(Op):
 
     name: ClassVar[str] = "lookup"
     axis: str = "vocab"
-    shard: str = ""
+    shard: tuple[str, ...] = ()
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         table, ids = ins
@@ -34,6 +34,9 @@ class Lookup(Op):
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost(read=outs[0].bytes + ins[1].bytes, written=outs[0].bytes)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial == {0}
 
     def gradient(
         self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
@@ -56,7 +59,7 @@ class ScatterAdd(Op):
     name: ClassVar[str] = "scatter_add"
     axis: str = "vocab"
     size: Size = Size.of(1)
-    shard: str = ""
+    shard: tuple[str, ...] = ()
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         ids, g = ins
@@ -66,6 +69,9 @@ class ScatterAdd(Op):
         rows = ins[1].elements
         width = DTYPE_BITS[ins[1].dtype] // 8
         return Cost(vector=rows, read=ins[0].bytes + rows * (2 * width), written=outs[0].bytes)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial == {1}
 
     def gradient(
         self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]

@@ -25,7 +25,7 @@ class Pick(Op):
 
     name: ClassVar[str] = "pick"
     axis: str = "vocab"
-    shard: str = ""
+    shard: tuple[str, ...] = ()
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         x, ids = ins
@@ -38,6 +38,9 @@ class Pick(Op):
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost(read=outs[0].bytes + ins[1].bytes, written=outs[0].bytes)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial == {0}
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
@@ -58,13 +61,16 @@ class Place(Op):
     name: ClassVar[str] = "place"
     axis: str = "vocab"
     size: Size = Size.of(1)
-    shard: str = ""
+    shard: tuple[str, ...] = ()
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (TensorType.make([*ins[0].pairs, (self.axis, self.size)], ins[0].dtype),)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return moved(ins, outs, vector=outs[0].elements)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial == {0}
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:

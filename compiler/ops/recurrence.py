@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.graph.ir import Value
 from compiler.graph.types import TensorType, TypeProblem
+from compiler.ops import shards as across
 from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
 from compiler.ops.shape import zeros
 
@@ -62,7 +63,10 @@ class Recur(Op):
         return tuple(grads_in)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.CARRY if axis == self.axis else Role.PARALLEL
+        return Role.ACROSS if axis == self.axis else Role.PARALLEL
+
+    def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
+        return (across.recur(b, self, ins, shards),)
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         if axis != self.axis:
@@ -134,9 +138,12 @@ class ShortConv(Op):
         return b.slice(dx, self.axis, at[1], length), dk, dt
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        if axis == self.taps:
+        if axis == self.taps or (axis == self.axis and len(ins) > 2):
             return Role.WHOLE
-        return Role.CARRY if axis == self.axis else Role.PARALLEL
+        return Role.ACROSS if axis == self.axis else Role.PARALLEL
+
+    def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
+        return (across.short_conv(b, self, ins, shards),)
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         if axis != self.axis:
@@ -166,11 +173,17 @@ class Shift(Op):
         ins[0].size(self.axis)
         return ins
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return True
+
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.shift(grads[0], self.axis, -self.by),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.CARRY if axis == self.axis else Role.PARALLEL
+        return Role.ACROSS if axis == self.axis else Role.PARALLEL
+
+    def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
+        return (across.shift(b, ins[0], axis, self.by, shards),)
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         if axis != self.axis or self.by == 0:

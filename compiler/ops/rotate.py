@@ -71,5 +71,17 @@ def rotate(
     """Rotary embedding on the first ``fraction`` of ``axis``; positions default to those along seq."""
     if positions is None:
         positions = b.positions(x, "seq")
-    channels = int(fraction * x.type.size(axis).constant)
+    channels = _channels(fraction, axis, int(x.type.size(axis).constant))
     return b.one(Rotate(axis, float(theta), channels, pairs), x, positions)
+
+
+def _channels(fraction: float, axis: str, size: int) -> int:
+    """How many channels a fraction of an axis is: an even number, as they turn in pairs."""
+    share = fraction * size
+    near = min(max(2 * round(share / 2), 2), size - size % 2)
+    if abs(share - near) < 1e-6 * size:
+        return near
+    message = f"rotary turns pairs of channels, and fraction {fraction:.6g} of {axis} = {size} is {share:.6g} channels"
+    text = f"{near / size:.6g}" if f"{near / size:.6g}" == str(near / size) else f"{near} / {size}"
+    mend = f"fraction {text}, which is {near} channels" if near else f"an even {axis}"
+    raise TypeProblem("indivisible", message, suggestion=mend)

@@ -30,6 +30,9 @@ class Arrange(Op):
             raise TypeProblem("axis-mismatch", f"cannot arrange [{' '.join(ins[0].axes)}] as [{' '.join(self.axes)}]")
         return (TensorType.make([(a, ins[0].size(a)) for a in self.axes], ins[0].dtype),)
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return True
+
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.arrange(grads[0], ins[0].axes),)
 
@@ -50,6 +53,9 @@ class Rename(Op):
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost()
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return True
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.one(Rename(self.new, self.old), grads[0]),)
@@ -73,7 +79,7 @@ class Split(Op):
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         size = ins[0].size(self.axis)
-        if product(self.sizes) != size:
+        if product(self.sizes) != size and (size.is_constant or len(self.sizes) < 2):
             parts = " x ".join(str(s) for s in self.sizes)
             raise TypeProblem("indivisible", f"{self.axis} = {size} does not split into {parts}")
         pairs: list[tuple[str, SizeLike]] = []
@@ -84,11 +90,15 @@ class Split(Op):
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost()
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return True
+
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.merge(grads[0], self.names, self.axis),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.WHOLE if axis in self.names[1:] else Role.PARALLEL
+        inner = axis in self.names[1:] and axis != self.axis
+        return Role.WHOLE if inner else Role.PARALLEL
 
     def follows(self) -> Mapping[str, str]:
         return {self.axis: self.names[0]}  # the slowest part: shards stay whole numbers of it
@@ -102,6 +112,7 @@ class Merge(Op):
     name: ClassVar[str] = "merge"
     names: tuple[str, ...] = ()
     axis: str = ""
+    size: Size | None = None  # of the whole, where it is not the plain product
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         axes = ins[0].axes
@@ -110,12 +121,15 @@ class Merge(Op):
         at = axes.index(self.names[0])
         if axes[at : at + len(self.names)] != self.names:
             raise TypeProblem("axis-mismatch", f"axes to merge must be neighbours: [{' '.join(axes)}]", axes)
-        merged = (self.axis, product(ins[0].size(n) for n in self.names))
+        merged = (self.axis, self.size or product(ins[0].size(n) for n in self.names))
         pairs = [p for p in ins[0].pairs if p[0] not in self.names]
         return (TensorType.make([*pairs[:at], merged, *pairs[at:]], ins[0].dtype),)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return Cost()
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return True
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         sizes = tuple(ins[0].type.size(n) for n in self.names)
@@ -147,6 +161,9 @@ class Reduce(Op):
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         return moved(ins, outs, vector=ins[0].elements)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return self.kind != "max"
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         (x,), (y,), (g,) = ins, outs, grads
@@ -182,6 +199,9 @@ class Expand(Op):
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (TensorType.make([*zip(self.names, self.sizes, strict=True), *ins[0].pairs], ins[0].dtype),)
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return True
+
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         return (None if grads[0] is None else b.reduce(grads[0], "sum", self.names),)
 
@@ -202,6 +222,9 @@ class Concat(Op):
                 raise TypeProblem("axis-mismatch", f"cannot join {first} and {t} along {self.axis}")
             total = total + t.size(self.axis)
         return (first.resize(self.axis, total),)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return len(partial) == len(ins)
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
@@ -237,6 +260,9 @@ class Slice(Op):
             raise TypeProblem("out-of-range", f"takes {self.axis} up to {end} of {whole}")
         return (ins[0].resize(self.axis, self.size),)
 
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return True
+
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return (None,)
@@ -262,6 +288,9 @@ class Pad(Op):
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (ins[0].resize(self.axis, self.before + ins[0].size(self.axis) + self.after),)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return True
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:

@@ -2,17 +2,74 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compiler.graph.ir import Value
-from compiler.graph.sizes import ONE
+from compiler.graph.sizes import ONE, Size
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops.contract import Along, Cost, Op, Role, function, op
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
+
+
+SUBLANES = 8  # rows of a TPU's tile
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """How a target wants a cache to lie. ``heads_first``: [batch, kv_heads, slots, head_dim] rather than
+    [batch, slots, kv_heads, head_dim]. ``lanes``: columns of the tiles to which the compiler pads [kv_heads, head_dim];
+    0 where it pads nothing. Where heads do not fill such tiles the cache is packed: [batch, slot_rows, lanes], a row
+    being all heads of one slot, or of as few slots as fill whole tiles side by side."""
+
+    heads_first: bool = True
+    lanes: int = 0
+
+    def types(self, new: Sequence[TensorType], axis: str, heads: str, slots: Size) -> list[TensorType]:
+        """The caches of entries [batch, …, axis, heads, width] that are kept together."""
+        together = self._together([t.size(heads) * t.sizes[-1] for t in new])
+        packed = self.lanes > 0 and not all(self._full(t.size(heads), t.sizes[-1]) for t in new)
+        made = []
+        for t in new:
+            batch = [(a, t.size(a)) for a in t.axes[:-1] if a not in (axis, heads)]
+            pairs: list[tuple[str, Size]] = [("slots", slots), (heads, t.size(heads))]
+            inner = [*(reversed(pairs) if self.heads_first else pairs), (t.axes[-1], t.sizes[-1])]
+            if packed:
+                # whole tiles of rows too, or XLA for TPU lays it out in another order, and copies it
+                rows = (slots + (together * SUBLANES - 1)) // (together * SUBLANES) * SUBLANES
+                inner = [("slot_rows", rows), ("lanes", t.size(heads) * t.sizes[-1] * together)]
+            made.append(TensorType.make([*batch, *inner], t.dtype))
+        return made
+
+    def _together(self, widths: Sequence[Size]) -> int:
+        """Slots of a row: a power of two where ``lanes`` is one, so that one number serves all."""
+        return max(self.lanes // math.gcd(int(w.constant), self.lanes) for w in widths) if self.lanes else 1
+
+    def _full(self, rows: Size, columns: Size) -> bool:
+        whole = rows.constant in (1, 2, 4) or rows.constant % SUBLANES == 0
+        return bool(whole and columns.constant % self.lanes == 0)
+
+
+HEADS_FIRST = CacheLayout()
+
+
+def slots_together(cache: TensorType, new: TensorType, axis: str) -> int:
+    """Slots of one row of a packed cache of entries ``new`` [batch, …, axis, …]; 1 where it is not packed."""
+    if "lanes" not in cache.axes:
+        return 1
+    width = math.prod(int(new.size(a).constant) for a in new.axes if a != axis and a not in cache.axes)
+    return int(cache.size("lanes").constant) // width
+
+
+def slots_of(cache: TensorType, new: TensorType, axis: str) -> Size:
+    """Slots of a cache, packed or not."""
+    if "lanes" not in cache.axes:
+        return cache.size("slots")
+    return cache.size("slot_rows") * slots_together(cache, new, axis)
 
 
 @dataclass(frozen=True)
@@ -33,7 +90,10 @@ class _Write(Op):
         return tuple(None for _ in ins)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.WHOLE if axis in (self.axis, "slots", "taps") else Role.PARALLEL
+        whole = (self.axis, "slots", "slot_rows", "lanes", "taps")
+        if "lanes" in ins[0].axes and axis not in ins[0].axes:
+            return Role.WHOLE  # heads that lie side by side are not an axis of the cache
+        return Role.WHOLE if axis in whole else Role.PARALLEL
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         return Along.LOOKAHEAD if axis == self.axis else Along.POINTWISE
@@ -42,14 +102,23 @@ class _Write(Op):
 @op
 @dataclass(frozen=True)
 class Append(_Write):
-    """Cache [batch, …, slots, …] with the row's ``valid`` new entries at slots (start + t) % slots; of more new
-    entries than slots only the last ones stay. Operands: cache, new [batch, seq, …], start, valid."""
+    """Cache [batch, …, slots, …], or packed [batch, slot_rows, lanes], with the row's ``valid`` new entries at slots
+    (start + t) % slots; of more new entries than slots only the last ones stay. Operands: cache, new [batch, seq, …],
+    start, valid."""
 
     name: ClassVar[str] = "append"
+    shard: tuple[str, ...] = ()  # mesh axes that split the slots: each shard writes what falls into its own
+
+    def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
+        return Role.LOOKUP if axis == "slots" else super().role(axis, ins, outs)
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         cache, new = ins[:2]
-        if sorted(cache.drop("slots").pairs, key=str) != sorted(new.drop(self.axis).pairs, key=str):
+        if "lanes" in cache.axes:
+            width = math.prod(int(new.size(a).constant) for a in new.axes if a not in ("batch", self.axis))
+            if cache.axes != ("batch", "slot_rows", "lanes") or cache.size("lanes").constant % width:
+                raise TypeProblem("axis-mismatch", f"entries {new} do not fill the rows of cache {cache}")
+        elif sorted(cache.drop("slots").pairs, key=str) != sorted(new.drop(self.axis).pairs, key=str):
             raise TypeProblem("axis-mismatch", f"cache {cache} and entries {new} differ")
         return (cache,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+TRAIN = "train"  # a training step: forward, backward and update in one call; no phase of inference
 VERIFIED = 5  # tokens of a verify call unless said otherwise: four drafted and one more
 
 

@@ -56,11 +56,9 @@ def differentiate(graph: Graph, loss: str = "loss", wrt: Iterable[str] | None = 
         for label, node in leaves.items()
         if node.op.trainable and (wrt is None or label in set(wrt))  # type: ignore[attr-defined]
     }
-    b = Builder(first_id=_last_id(graph) + 1)
-    b.nodes, b.names = list(graph.nodes), dict(graph.names)
-    b.known = {v.id for n in graph.nodes for v in n.results}
+    b = extend(graph)
     active = {v.id for v in wanted.values()}
-    _spread(graph.nodes, active)
+    spread(graph.nodes, active)
     back = Backward(b, active, keep)
     with b.at("gradient"):
         back.add(outputs[loss], b.constant(1.0, outputs[loss].type.dtype))
@@ -70,30 +68,38 @@ def differentiate(graph: Graph, loss: str = "loss", wrt: Iterable[str] | None = 
     return prune(b.finish([*graph.outputs, *found]))
 
 
-def _last_id(graph: Graph) -> int:
+def extend(graph: Graph) -> Builder:
+    """A builder that goes on where a graph ends; ids and names stay."""
+    b = Builder(first_id=last_id(graph) + 1)
+    b.nodes, b.names = list(graph.nodes), dict(graph.names)
+    b.known = {v.id for n in graph.nodes for v in n.results}
+    return b
+
+
+def last_id(graph: Graph) -> int:
     ids = [v.id for n in graph.nodes for v in n.results]
-    return max([-1, *ids, *(_last_id(n.op.region) for n in graph.nodes if n.op.region is not None)])
+    return max([-1, *ids, *(last_id(n.op.region) for n in graph.nodes if n.op.region is not None)])
 
 
-def _is_float(v: Value) -> bool:
+def is_float(v: Value) -> bool:
     return v.type.dtype.startswith(("float", "bfloat"))
 
 
-def _spread(nodes: Sequence[Node], active: set[int]) -> None:
+def spread(nodes: Sequence[Node], active: set[int]) -> None:
     """Adds to ``active`` every number that depends on an active one, regions included."""
     for node in nodes:
         if isinstance(node.op, Repeat):
             op, outs = node.op, [v.id for _, v in node.op.body.outputs]
             active.update(a for a, v in zip(op.arguments, node.operands, strict=True) if v.id in active)
             while True:  # what is carried is active as soon as one trip makes it so
-                _spread(op.body.nodes, active)
+                spread(op.body.nodes, active)
                 fresh = {a for a, out in zip(op.arguments[: op.carried], outs, strict=False) if out in active} - active
                 active |= fresh
                 if not fresh:
                     break
             active.update(r.id for r, out in zip(node.results, outs, strict=True) if out in active)
         elif any(v.id in active for v in node.operands):
-            active.update(v.id for v in node.results if _is_float(v))
+            active.update(v.id for v in node.results if is_float(v))
 
 
 class Backward:
@@ -158,10 +164,10 @@ class Backward:
         replay.map |= dict(captured)
         held = {v.id: region.stacked(s) for v, s in zip(kept, stacks[len(carried) :], strict=True)}
 
-        wanted = [a for a, v in (*carried, *captured, *stacked) if a in self.active and _is_float(v)]
+        wanted = [a for a, v in (*carried, *captured, *stacked) if a in self.active and is_float(v)]
         inner.active = {region.use(replay.map[a]).id for a in wanted}
         nodes = self.replay(op, replay, held, region)
-        _spread(nodes, inner.active)
+        spread(nodes, inner.active)
         results = [replay.map[v.id] for _, v in op.body.outputs]
         for i, cotangent in zip(moving, cotangents, strict=True):
             inner.add(region.use(results[i]), cotangent)
@@ -229,6 +235,6 @@ def repeat_gradient(
     op: Repeat, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
 ) -> tuple[Value | None, ...]:
     """The gradient of a repeat with full rematerialisation, all floating operands taken as wanted."""
-    active = {a for a, v in zip(op.arguments, ins, strict=True) if _is_float(v)}
-    _spread(op.body.nodes, active)
+    active = {a for a, v in zip(op.arguments, ins, strict=True) if is_float(v)}
+    spread(op.body.nodes, active)
     return tuple(Backward(b, active, recompute).repeat(op, ins, outs, grads))

@@ -1,22 +1,62 @@
-"""Loss: the mean cross-entropy of the next token becomes an output of the forward graph."""
+"""Loss: the mean cross-entropy of the next token becomes the output of the forward graph.
+
+Logits of a large vocabulary are the largest value of a training step, so they are never whole. From the logits back,
+through nodes that treat each position alone, lies a narrowest cut (the hidden state that the unembedding reads); what
+follows it runs in a repeat over chunks of positions, which keeps only what enters it: its way back computes a chunk's
+logits again. Positions go to chunks in turns (chunk c has c, c + n, c + 2n, …): a sharded sequence stays where it is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
 from compiler.errors import Problem, SpecError, nearest
 from compiler.graph.builder import Builder
-from compiler.graph.ir import Graph, Value
+from compiler.graph.ir import Graph, Node, Value
+from compiler.graph.region import Region
 from compiler.graph.replay import Replay
-from compiler.graph.sizes import BATCH
-from compiler.graph.types import TensorType
+from compiler.graph.sizes import BATCH, Size
+from compiler.graph.types import DTYPE_BITS, TensorType
+from compiler.ops.contract import Along
 from compiler.ops.leaves import Input
-from compiler.ops.loss import cross_entropy, masked_mean
+from compiler.ops.loss import cross_entropy
+from compiler.ops.shape import Pad, Split, zeros
+from compiler.passes.prune import prune
 
 STREAM = "seq"
+CHUNKS = "chunks"  # the axis of the repeat over chunks: nothing of it is kept for the way back
 
 
-def next_token_loss(graph: Graph, tokens: str = "tokens", logits: str = "logits") -> Graph:
-    """The graph with an output ``loss``: the mean over the positions of each row that have a next token. Rows are
-    right-padded: the input ``seq_lengths`` [batch] says how many tokens each has."""
+@dataclass(frozen=True)
+class Chunk:
+    """How many positions of each row a chunk has: ``positions``, or as many as keep a chunk's float32 logits, of all
+    rows, under ``logits_bytes`` (about a thousand positions of a vocabulary of 256k). Where rows or vocabulary are
+    sharded, a device holds that much when ``logits_bytes`` is given as many times over."""
+
+    positions: int | None = None
+    logits_bytes: int = 1 << 30
+
+    def split(self, logits: TensorType, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """(chunks, positions of each row in one). Chunks of one length where a number near enough divides."""
+        seq = int(logits.size(STREAM).evaluate(sizes))
+        width = int(logits.drop(STREAM).elements.evaluate(sizes)) * DTYPE_BITS["float32"] // 8
+        most = max(1, min(seq, self.positions or self.logits_bytes // width))
+        fewest = -(-seq // most)
+        count = next((n for n in range(fewest, 2 * fewest) if seq % n == 0), fewest)
+        return count, -(-seq // count)
+
+
+def next_token_loss(
+    graph: Graph,
+    tokens: str = "tokens",
+    logits: str = "logits",
+    sizes: Mapping[str, int] | None = None,
+    chunk: Chunk | None = None,
+) -> Graph:
+    """The graph whose outputs are ``loss``, the mean over the positions of each row that have a next token, and
+    ``loss_weight``, their number. Rows are right-padded: the input ``seq_lengths`` [batch] says how many tokens each
+    has. With ``chunk`` (and ``sizes``) the logits are computed chunk by chunk."""
     names = [name for name, _ in graph.outputs]
     inputs = [node.op.label for node in graph.leaves(Input) if isinstance(node.op, Input)]
     for name, known, what in ((logits, names, "output"), (tokens, inputs, "input")):
@@ -24,19 +64,20 @@ def next_token_loss(graph: Graph, tokens: str = "tokens", logits: str = "logits"
             raise SpecError(
                 Problem("unknown-name", f"no {what} is called {name}", None, tuple(known), nearest(name, known))
             )
-    pass_ = _Loss(tokens, logits)
-    return pass_.run(graph)
+    count, length = (1, 0)
+    if chunk is not None and STREAM in graph.output(logits).axes:
+        count, length = chunk.split(graph.output(logits).type, sizes or {})
+    return prune(_Loss(tokens, logits, count, length, sizes or {}).run(graph))
 
 
 class _Loss(Replay):
-    def __init__(self, tokens: str, logits: str) -> None:
+    def __init__(self, tokens: str, logits: str, count: int, length: int, sizes: Mapping[str, int]) -> None:
         super().__init__()
-        self.tokens, self.logits = tokens, logits
+        self.tokens, self.logits, self.count, self.length, self.sizes = tokens, logits, count, length, sizes
 
     def outputs(self, graph: Graph) -> list[tuple[str, Value]]:
-        kept = super().outputs(graph)
         inputs = {n.op.label: n.result for n in graph.leaves(Input) if isinstance(n.op, Input)}
-        b = self.b
+        b, logits = self.b, graph.output(self.logits)
         with b.at("loss"):
             tokens = self.map[inputs[self.tokens].id]
             if f"{STREAM}_lengths" in inputs:
@@ -44,15 +85,89 @@ class _Loss(Replay):
             else:
                 rows = TensorType.make([("batch", BATCH)], "int32")
                 lengths = b.append(Input(f"{STREAM}_lengths"), (), (rows,))[0]
-            loss = _mean_loss(b, self.map[graph.output(self.logits).id], tokens, lengths)
-        made = Value(-1, loss.type)  # ``run`` maps the outputs: this one is ours already
-        self.map[made.id] = loss
-        return [*kept, ("loss", made)]
+            targets = b.shift(tokens, STREAM, -1)
+            following = b.add(b.positions(tokens, STREAM), b.constant(1, "int32"))
+            mask = b.cast(b.greater(lengths, following), "float32")
+            if self.count > 1:
+                total = self.chunked(graph, logits, targets, mask)
+            else:
+                total = _summed(b, self.map[logits.id], targets, mask)
+            total = b.reduce(total, "sum", total.axes)
+            weight = b.reduce(mask, "sum", mask.axes)
+            made = {"loss": b.div(total, b.max(weight, 1.0)), "loss_weight": weight}
+        found = []
+        for i, (name, value) in enumerate(made.items(), 1):  # ``run`` maps the outputs: these are ours already
+            stand_in = Value(-i, value.type)
+            self.map[stand_in.id] = value
+            found.append((name, stand_in))
+        return found
+
+    def chunked(self, graph: Graph, logits: Value, targets: Value, mask: Value) -> Value:
+        """Each row's summed losses [batch], chunk by chunk."""
+        cut, tail = narrowest_cut(graph, logits, self.sizes)
+        b, rows = self.b, mask.type.drop(STREAM)
+        slices = {v.id: self.pieces(self.map[v.id]) for v in cut}
+        pieces = [self.pieces(targets), self.pieces(mask)]
+        region = Region(b, self.count, CHUNKS)
+        before = region.carry(zeros(b, rows))
+        replay = Replay(region)
+        replay.map = self.map | {i: region.stacked(piece) for i, piece in slices.items()}
+        for node in tail:
+            replay.node(node)
+        ids, kept = (region.stacked(piece) for piece in pieces)
+        after = region.add(before, _summed(region, replay.map[logits.id], ids, kept))
+        return region.close([region.arrange(after, before.axes)])[0][0]
+
+    def pieces(self, x: Value) -> Value:
+        """[…, seq, …] as [chunks, …, seq, …], zeros behind where the chunks are longer together."""
+        b, whole = self.b, self.count * self.length
+        padded = b.one(Pad(STREAM, Size.of(0), Size.of(whole) - x.type.size(STREAM)), x)
+        parts = b.one(Split(STREAM, (STREAM, CHUNKS), (Size.of(self.length), Size.of(self.count))), padded)
+        return b.arrange(parts, (CHUNKS, *x.axes))
 
 
-def _mean_loss(b: Builder, logits: Value, tokens: Value, lengths: Value) -> Value:
-    targets = b.shift(tokens, STREAM, -1)
-    losses = cross_entropy(b, logits, targets)
-    next_position = b.add(b.positions(tokens, STREAM), b.constant(1, "int32"))
-    mask = b.cast(b.greater(lengths, next_position), "float32")
-    return masked_mean(b, losses, b.arrange(mask, losses.axes))
+def _summed(b: Builder, logits: Value, targets: Value, mask: Value) -> Value:
+    """Each row's cross-entropy summed over the positions that the mask holds."""
+    losses = cross_entropy(b, logits, b.arrange(targets, [a for a in logits.axes if a in targets.axes]))
+    return b.reduce(b.mul(losses, b.arrange(mask, losses.axes)), "sum", (STREAM,))
+
+
+def narrowest_cut(graph: Graph, logits: Value, sizes: Mapping[str, int]) -> tuple[list[Value], list[Node]]:
+    """The values from which ``logits`` follow position by position, where they have the fewest elements a position,
+    and the nodes between, in order. Of narrow places the one next to the logits."""
+
+    def width(values: Iterable[Value]) -> int:
+        return sum(int(v.type.drop(STREAM, "batch").elements.evaluate(sizes)) for v in values)
+
+    alone = _alone(graph)
+    needed: dict[int, Value] = {logits.id: logits}
+    passed: list[Node] = []
+    best, between, least = dict(needed), 0, width(needed.values())
+    for node in reversed(graph.nodes):
+        if id(node) not in alone or not any(v.id in needed for v in node.results):
+            continue  # what another node makes stays a value of the cut
+        for v in node.results:
+            needed.pop(v.id, None)
+        needed |= {v.id: v for v in node.operands if STREAM in v.axes}
+        passed.append(node)
+        now = width(needed.values())
+        if now < least:
+            best, between, least = dict(needed), len(passed), now
+        elif now > least and between:
+            break  # past the narrow place: the way back would compute whole layers again
+    return list(best.values()), passed[:between][::-1]
+
+
+def _alone(graph: Graph) -> set[int]:
+    """Nodes (by identity) that treat each position alone: all that they take and give along the stream has the axis."""
+    flows: set[int] = set()
+    found: set[int] = set()
+    for node in graph.nodes:
+        taken = [v for v in node.operands if v.id in flows]
+        if taken or any(STREAM in v.axes for v in node.results):
+            flows.update(v.id for v in node.results)
+        if taken and node.op.region is None and all(STREAM in v.axes for v in (*taken, *node.results)):
+            types = [v.type for v in node.operands]
+            if node.op.along(STREAM, types) is Along.POINTWISE:
+                found.add(id(node))
+    return found

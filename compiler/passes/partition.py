@@ -1,272 +1,384 @@
-"""Partition: axis names go to mesh axes; every value gets a placement and every collective becomes a node.
+"""Partition: every value gets a placement on the mesh and every collective becomes a node.
 
-The rule of each op is its ``role`` for each sharded axis. This first version is greedy: what is partial is completed
-where it is made, what must be whole is gathered where it is used, and a value is sharded whenever its axes are asked
-to be. Choosing the cheapest placement, and attention or recurrences over a sharded sequence, come on top of this form.
+A plan says which axes go to which mesh axes for each class of tensors; that fixes parameters, inputs and states and
+says where every other value is expected. Each op then decides, one mesh axis at a time, along which of its axes its
+shards work, by its contract (``role``, ``together``, ``linear``, ``across``): the way that sends the fewest bytes,
+its operands brought there and its results to where they are expected. Nothing is brought anywhere before an op needs
+it, so that partial sums are added up first and a value is gathered once for all that read it. Values from outside a
+repeat are brought outside; what a repeat carries may stay partial until it ends.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from compiler.errors import Position, Problem, SpecError, nearest
+from compiler.errors import Problem, SpecError
+from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.region import Region
 from compiler.graph.replay import Replay
-from compiler.ops.collective import AllGather, AllReduce, OwnShard
-from compiler.ops.contract import Role
+from compiler.graph.types import TensorType
+from compiler.ops.contract import holders
 from compiler.ops.control import Repeat
-from compiler.ops.elementwise import Map
-from compiler.ops.leaves import Constant, Leaf
+from compiler.ops.leaves import Argument, Constant, Input, Leaf, Parameter, State
+from compiler.ops.shape import Expand
+from compiler.ops.shards import SHARDS
+from compiler.parallel.plan import Plan
+from compiler.passes.across import Across
+from compiler.passes.choose import Chooser, Option
+from compiler.passes.classes import classes, state_class
+from compiler.passes.placement import NoWay, Partial, Placement, Split, local, moves, numbers, over
 from compiler.passes.prune import prune
-
-Placement = Mapping[str, str]  # axis -> mesh axis; an axis that is not there is whole on every shard
+from compiler.passes.sums import sums, uses
 
 
 @dataclass(frozen=True)
 class Partitioned:
-    """A graph whose values are placed: ``placements`` by value id, regions included. Types stay those of the whole."""
+    """A graph whose values are placed: ``placements`` by value id, regions included. Types stay those of the whole.
+    ``why`` says for a collective's result what it was needed for."""
 
     graph: Graph
     placements: Mapping[int, Placement]
-    axes: Mapping[str, str]
     mesh: Mapping[str, int]
+    sizes: Mapping[str, int]
+    why: Mapping[int, str]
 
-    def of(self, value: Value) -> Placement:
-        return self.placements.get(value.id, {})
+    def of(self, value: Value) -> Split:
+        """Axis -> the mesh axes that shard it, major first."""
+        place = self.placements.get(value.id, {})
+        return {a: found for a in value.axes if (found := over(place, self.mesh, a))}
+
+    def local(self, value: Value) -> TensorType:
+        """The type of one shard, in numbers."""
+        return numbers(local(value.type, self.placements.get(value.id, {}), self.mesh), self.sizes)
 
     def __str__(self) -> str:
-        """The graph's text, each sharded axis with its mesh axis: ``mlp=16/model``."""
+        """The graph's text, each sharded axis with its mesh axes: ``mlp=16/model``."""
 
         def placed(found: re.Match[str]) -> str:
-            over = self.placements.get(int(found[1]), {})
+            place = self.placements.get(int(found[1]), {})
             each = re.compile(r"(\w+)=[^=\]]*?(?= \w+=|$)")
-            axes = each.sub(lambda a: f"{a[0]}/{over[a[1]]}" if a[1] in over else a[0], found[3])
-            return f"%{found[1]}: {found[2]}[{axes}]"
+            shown = {name: over(place, self.mesh, name) for name in each.findall(found[3])}
+            axes = each.sub(lambda a: f"{a[0]}/{'/'.join(shown[a[1]])}" if shown[a[1]] else a[0], found[3])
+            partial = "".join(f" {p} over {m}" for m, p in place.items() if p not in shown)
+            return f"%{found[1]}: {found[2]}[{axes}]{partial}"
 
         return re.sub(r"%(\d+): (\w+)\[([^\]]*)\]", placed, str(self.graph))
 
 
-def partition(graph: Graph, axes: Mapping[str, str], mesh: Mapping[str, int]) -> Partitioned:
-    """Shards every value that has an axis in ``axes`` (axis name -> mesh axis) over ``mesh`` (mesh axis -> size).
-    Raises SpecError naming the axis, the numbers and what would fit."""
-    _check_names(graph, axes, mesh)
-    pass_ = Partition({a: m for a, m in axes.items() if mesh[m] > 1}, mesh)
-    made = prune(pass_.run(graph))
-    return Partitioned(made, pass_.place, dict(axes), dict(mesh))
+def partition(graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> Partitioned:
+    """The graph sharded as ``plan`` says, for these sizes. Raises SpecError where an op cannot be sharded as asked."""
+    mesh = {m: n for m, n in plan.mesh.items() if n > 1}
+    kinds, terms, readers = classes(graph), sums(graph), uses(graph)
+    first = Partition(Plan(mesh, plan.rules), sizes, kinds, terms, readers)
+    first.chooser.learn(graph)
+    made = first.run(graph)
+    pass_ = Partition(Plan(mesh, plan.rules), sizes, kinds, terms, readers, first.partial_sums)
+    pass_.chooser.learn(graph)
+    again = pass_.run(graph)  # knowing which sums have partial terms
+    if pass_.score <= first.score:
+        made = again
+    else:
+        pass_ = first
+    made = prune(made)
+    _place_arguments(made, pass_.place)
+    return Partitioned(made, pass_.place, mesh, dict(sizes), pass_.why)
 
 
-def check_sizes(made: Partitioned, sizes: Mapping[str, int]) -> None:
-    """Divisibility of the axes whose sizes are known only now (batch, lengths). Raises SpecError."""
-    for node in made.graph.nodes:
-        for value in node.results:
-            for axis, mesh_axis in made.of(value).items():
-                _check_divides(axis, int(value.type.size(axis).evaluate(sizes)), mesh_axis, made.mesh[mesh_axis], node)
-
-
-def _check_names(graph: Graph, axes: Mapping[str, str], mesh: Mapping[str, int]) -> None:
-    known = sorted({a for n, _ in graph.walk() for v in n.results for a in v.axes})
-    for axis, mesh_axis in axes.items():
-        if axis not in known:
-            problem = Problem("unknown-axis", f"no axis is called {axis}", None, tuple(known), nearest(axis, known))
-            raise SpecError(problem)
-        if mesh_axis not in mesh:
-            message = f"{axis} goes to {mesh_axis}, which is no axis of the mesh"
-            raise SpecError(Problem("unknown-mesh-axis", message, None, tuple(mesh), nearest(mesh_axis, mesh)))
-
-
-def _check_divides(axis: str, size: int, mesh_axis: str, shards: int, node: Node | None) -> None:
-    if size % shards == 0:
-        return
-    fitting = [n for n in range(1, size + 1) if size % n == 0]
-    near = sorted({max(n for n in fitting if n <= shards), min((n for n in fitting if n > shards), default=size)})
-    message = f"{axis} = {size} does not divide by mesh axis {mesh_axis} = {shards}"
-    where: Position | None = None
-    if node is not None:
-        message, where = f"{node.path or node.op.text()}: {message}", node.position
-    raise SpecError(Problem("indivisible", message, where, tuple(f"{mesh_axis}={n}" for n in near)))
-
-
-def _uses(graph: Graph) -> Counter[int]:
-    uses = Counter(v.id for node in graph.nodes for v in node.operands) + Counter(v.id for _, v in graph.outputs)
+def _place_arguments(graph: Graph, place: dict[int, Placement]) -> None:
+    """A region's arguments lie as the operands that they stand for."""
     for node in graph.nodes:
-        if node.op.region is not None:
-            uses += _uses(node.op.region)
-    return uses
+        if isinstance(node.op, Repeat):
+            for argument, value in zip(node.op.arguments, node.operands, strict=True):
+                place[argument] = place[value.id]
+            _place_arguments(node.op.body, place)
 
 
 class Partition(Replay):
     """``place`` holds the placement of each value of the new graph."""
 
-    def __init__(self, axes: Mapping[str, str], mesh: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        sizes: Mapping[str, int],
+        kinds: Mapping[int, str],
+        terms: Mapping[int, int],
+        uses: Mapping[int, int],
+        known: Mapping[tuple[int, str], frozenset[int]] | None = None,
+    ) -> None:
         super().__init__()
-        self.axes, self.mesh = axes, mesh
-        self.place: dict[int, dict[str, str]] = {}
-        self.leaving: list[list[dict[str, str]]] = []  # placements of the outputs of the regions just replayed
-        self.partial: dict[int, tuple[Value, tuple[AllReduce, ...]]] = {}  # completed values as they were before
-        self.uses: Counter[int] = Counter()  # of the old graph's values
+        self.plan, self.mesh, self.sizes, self.kinds = plan, plan.mesh, sizes, kinds
+        self.place: dict[int, Placement] = {}
+        self.brought: dict[tuple[int, frozenset[Any]], Value] = {}  # values as they were brought to a placement
+        self.made: dict[tuple[Any, ...], list[Value]] = {}  # the same op on the same values is done once
+        self.zero: set[int] = set()
+        self.uses = uses
+        self.shared: tuple[bool, ...] = ()  # which of the values that the present node reads have other readers
+        self.why: dict[int, str] = {}
+        self.score = 0.0  # bytes sent (and work, in bytes) so far, every trip counted
+        self.terms, self.known_sums = terms, dict(known or {})
+        self.partial_sums: dict[tuple[int, str], frozenset[int]] = {}  # (sum, mesh axis) -> its partial terms
+        self.chooser = Chooser(self)
+        self.inside: dict[str, str] = {}  # mesh axis -> the axis over its shards, in a program across them
+        self.entering: list[Placement] = []  # of what the region being opened carries
+        self.leaving: list[list[Placement]] = []  # of the outputs of the regions just replayed, and before matching
 
-    # -- placements
-    def given(self, value: Value) -> dict[str, str]:
-        return {a: self.axes[a] for a in value.axes if a in self.axes}
+    # -- values
+    def owner(self, value: Value) -> Builder:
+        """The builder of the graph or region in which the value was made."""
+        b: Builder | None = self.b
+        while b is not None and value.id not in b.known:
+            b = b.parent
+        assert b is not None
+        return b
 
-    def put(self, value: Value, placement: Mapping[str, str], node: Node) -> None:
-        """Records a placement that is legal: no mesh axis twice, every axis divided without a rest."""
-        by_mesh: dict[str, str] = {}
-        for axis, mesh_axis in placement.items():
-            if mesh_axis in by_mesh:
-                label = getattr(node.op, "label", "") or node.path or node.op.text()
-                message = f"{label}: {by_mesh[mesh_axis]} and {axis} of {value.type} both go to mesh axis {mesh_axis}"
-                raise SpecError(Problem("mesh-axis-twice", message, node.position, tuple(self.mesh)))
-            by_mesh[mesh_axis] = axis
-            size = value.type.size(axis)
-            if size.is_constant:
-                _check_divides(axis, int(size.constant), mesh_axis, self.mesh[mesh_axis], node)
-        self.place[value.id] = dict(placement)
+    def trips(self, b: Builder | None) -> int:
+        """How often what ``b`` holds runs."""
+        total = 1
+        while b is not None:
+            total *= b.trips if isinstance(b, Region) else 1
+            b = b.parent
+        return total
 
-    def lacks(self, value: Value, axis: str) -> bool:
-        """Whether the value has the axis, whole on every shard."""
-        return axis in value.axes and axis not in self.place[value.id]
+    def bring(self, value: Value, want: Placement, reason: str = "") -> Value:
+        """The value placed as wanted, by collectives where it was made: once for all that want it so."""
+        have = self.place[value.id]
+        if have == want:
+            return value
+        key = (value.id, frozenset(want.items()))
+        if key in self.brought:
+            return self.brought[key]
+        owner = self.owner(value)
+        saved, now = self.b, value
+        self.b, place = owner, (owner.path, owner.position)
+        owner.path, owner.position = saved.path, saved.position
+        if value.id in self.zero:
+            now = self.zeros(value.type, want)
+        else:
+            for op, after in moves(have, want, self.mesh):
+                halfway = self.brought.get((value.id, frozenset(after.items())))
+                if halfway is not None:
+                    now = halfway
+                    continue
+                (made,) = owner.append(op, (owner.use(now),), (now.type,))
+                self.place[made.id] = after
+                self.why[made.id] = reason
+                self.score += self.trips(owner) * self.chooser.sent(op, now.type, self.place[now.id], after)
+                now = made
+                self.brought.setdefault((value.id, frozenset(after.items())), now)
+        owner.path, owner.position = place
+        self.b = saved
+        self.brought[key] = now
+        return now
 
-    def gather(self, value: Value, axis: str) -> Value:
-        made = self.b.one(AllGather(self.place[value.id][axis], axis), value)
-        self.place[made.id] = {a: m for a, m in self.place[value.id].items() if a != axis}
+    def zeros(self, t: TensorType, placement: Placement) -> Value:
+        (nothing,) = self.b.append(Constant((0.0,)), (), (TensorType((), (), t.dtype),))
+        self.place[nothing.id] = {}
+        (made,) = self.b.append(Expand(t.axes, t.sizes), (nothing,), (t,))
+        self.place[made.id] = dict(placement)
+        self.zero |= {nothing.id, made.id}
         return made
-
-    def own(self, value: Value, axis: str, mesh_axis: str, node: Node) -> Value:
-        made = self.b.one(OwnShard(mesh_axis, axis), value)
-        self.put(made, {**self.place[value.id], axis: mesh_axis}, node)
-        return made
-
-    def match(self, value: Value, placement: Mapping[str, str], node: Node) -> Value:
-        """The value placed as asked."""
-        for axis in [a for a, m in self.place[value.id].items() if placement.get(a) != m]:
-            value = self.gather(value, axis)
-        for axis, mesh_axis in placement.items():
-            if axis not in self.place[value.id]:
-                value = self.own(value, axis, mesh_axis, node)
-        return value
 
     # -- nodes
+    def node(self, node: Node) -> None:
+        self.current = node
+        self.results: list[int] = []  # ids of the old node's results, while it is rewritten
+        self.shared = tuple(self.uses[v.id] > 1 for v in node.operands)
+        super().node(node)
+
     def rewrite(self, node: Node, ins: Sequence[Value]) -> Sequence[Value] | None:
         if isinstance(node.op, Repeat):
             return None
         if isinstance(node.op, Leaf):
-            (made,) = self.b.append(node.op, (), tuple(v.type for v in node.results))
-            self.put(made, {} if isinstance(node.op, Constant) else self.given(made), node)
-            return (made,)
-        added = self.add_before_reducing(node, ins)
-        if added is not None:
-            return added
-        op, types = node.op, [v.type for v in ins]
-        outs = [v.type for v in node.results]
-        ins, sharded, completed = list(ins), {}, []
-        for axis, mesh_axis in self.present(node, ins).items():
-            role = op.role(axis, types, outs)
-            if role in (Role.RING, Role.CARRY):
-                message = f"{node.path or op.name}: cannot shard {axis} here yet ({op.name})"
-                raise SpecError(Problem("cannot-shard", message, node.position))
-            if role is Role.WHOLE:
-                ins = [self.gather(v, axis) if axis in self.place[v.id] else v for v in ins]
-                continue
-            ins = [self.own(v, axis, mesh_axis, node) if self.lacks(v, axis) else v for v in ins]
-            sharded[axis] = mesh_axis
-            if role is Role.LOOKUP:
-                op = dataclasses.replace(op, shard=mesh_axis)  # type: ignore[call-arg]
-            if role in (Role.SUM, Role.LOOKUP):
-                completed.append((axis, mesh_axis, op.partial() if role is Role.SUM else "sum"))
-        reason = op.conflict(sharded, types)
-        if reason is not None:
-            raise SpecError(Problem("cannot-shard", f"{node.path or op.name}: {reason}", node.position))
-        return self.complete(node, self.b.apply(op, *ins), sharded, completed)
+            return [self.leaf(node.op, node.result.type)]
+        self.results = [v.id for v in node.results]
+        made = self.emit(node.op, ins, [self.kinds.get(v.id, "activations") for v in node.results])
+        for old, new in zip(node.results, made, strict=True):
+            self._note_partial(old.id, self.place[new.id])
+        return made
 
-    def present(self, node: Node, ins: Sequence[Value]) -> dict[str, str]:
-        """Sharded axes of the operands, and axes that the op makes anew and that are to be sharded."""
-        found: dict[str, str] = {}
-        for value in ins:
-            for axis, mesh_axis in self.place[value.id].items():
-                if found.setdefault(axis, mesh_axis) != mesh_axis:
-                    message = f"{node.path}: {axis} is sharded over {found[axis]} and over {mesh_axis}"
-                    raise SpecError(Problem("cannot-shard", message, node.position))
-        old = {a for v in ins for a in v.axes} | set(node.op.follows().values())
-        for value in node.results:
-            found |= {a: m for a, m in self.given(value).items() if a not in old}
-        return found
+    def _note_partial(self, old: int, placement: Placement) -> None:
+        for m, p in placement.items():
+            if isinstance(p, Partial) and old in self.terms:
+                key = (self.terms[old], m)
+                self.partial_sums[key] = self.partial_sums.get(key, frozenset()) | {old}
 
-    def complete(
-        self, node: Node, made: Sequence[Value], sharded: Mapping[str, str], completed: Sequence[tuple[str, str, str]]
-    ) -> list[Value]:
-        """Places the results; those that lack a contracted axis are partial and get an all-reduce."""
-        follows, results = node.op.follows(), []
-        for value in made:
-            placement = {follows.get(a, a): m for a, m in sharded.items() if follows.get(a, a) in value.axes}
-            self.put(value, placement, node)
-            missing = [AllReduce(m, kind) for axis, m, kind in completed if axis not in value.axes]
-            results.append(self.reduce(value, missing))
-        return results
+    def completed_anyway(self, old: int, m: str) -> bool:
+        """Whether another term of the sum to which an old value belongs is partial over ``m`` too."""
+        key = (self.terms.get(old, -1), m)
+        return bool((self.partial_sums.get(key, frozenset()) | self.known_sums.get(key, frozenset())) - {old})
 
-    def reduce(self, value: Value, ops: Sequence[AllReduce]) -> Value:
-        """A partial value completed."""
-        whole = value
-        for op in ops:
-            whole = self.b.one(op, whole)
-            self.place[whole.id] = self.place[value.id]
-        if ops:
-            self.partial[whole.id] = (value, tuple(ops))
-        return whole
+    def leaf(self, op: Leaf, t: TensorType) -> Value:
+        (made,) = self.b.append(op, (), (t,))
+        kind = {Parameter: "parameters", Input: "activations"}.get(type(op), "activations")
+        if isinstance(op, State):
+            kind = state_class(op)
+        self.place[made.id] = {} if isinstance(op, (Constant, Argument)) else self.chooser.expected(t, kind)
+        if isinstance(op, Constant) and op.values == (0.0,):
+            self.zero.add(made.id)
+        return made
 
-    def add_before_reducing(self, node: Node, ins: Sequence[Value]) -> list[Value] | None:
-        """The sum of two values that were completed alike and are used only here: added first, completed once."""
-        found = [self.partial.get(v.id) for v in ins]
-        if not isinstance(node.op, Map) or node.op.fn != "add" or any(self.uses[v.id] > 1 for v in node.operands):
-            return None
-        if None in found or ins[0].type != ins[1].type or self.place[ins[0].id] != self.place[ins[1].id]:
-            return None
-        (x, ops), (y, others) = found  # type: ignore[misc]
-        if ops != others or any(op.kind != "sum" for op in ops) or not {x.id, y.id} <= self.b.known:
-            return None
-        made = self.b.one(node.op, x, y)
-        self.place[made.id] = self.place[x.id]
-        return [self.reduce(made, ops)]
+    def emit(self, op: Any, ins: Sequence[Value], kinds: Sequence[str] = ()) -> list[Value]:
+        """Adds an op, its operands brought to where its shards need them."""
+        outs = op.infer(*(v.type for v in ins))
+        kinds = kinds or ["activations"] * len(outs)
+        chosen = self.chooser.choose(op, ins, outs, kinds)
+        needs = [self.chooser.needs(v, chosen) for v in ins]
+        ins = [self.bring(v, need, self._reason(op, v, need)) for v, need in zip(ins, needs, strict=True)]
+        across = [m for m, option in chosen.items() if option.how == "across"]
+        if across:
+            return self._across(op, chosen[across[0]].axes[0], across, ins)
+        shard = self._shard(op, chosen)
+        if shard:
+            op = dataclasses.replace(op, shard=shard)
+        placed = self.chooser.results(op, ins, outs, chosen)
+        key = (self.b, op, *(v.id for v in ins), *(frozenset(p.items()) for p in placed))
+        if key in self.made:
+            return self.made[key]
+        made = self.made[key] = list(self.b.append(op, tuple(self.b.use(v) for v in ins), outs))
+        self.score += self.trips(self.b) * self.chooser.work(op, ins, outs, chosen)
+        for value, placement in zip(made, placed, strict=True):
+            self.place[value.id] = placement
+        if isinstance(op, Expand) and ins[0].id in self.zero:
+            self.zero.add(made[0].id)
+        return made
 
-    def run(self, graph: Graph) -> Graph:
-        self.uses = _uses(graph)
-        return super().run(graph)
+    def _shard(self, op: Any, chosen: Mapping[str, Option]) -> tuple[str, ...]:
+        """The mesh axes over which a lookup's entries are split."""
+        return tuple(m for m in self.mesh if chosen[m].lookup) if hasattr(op, "shard") else ()
+
+    def _reason(self, op: Any, value: Value, need: Placement) -> str:
+        have, changed = self.place[value.id], []
+        for m in self.mesh:
+            if have.get(m) != need.get(m):
+                before, after = have.get(m), need.get(m)
+                was = f"{before}" if isinstance(before, Partial) else f"{before} sharded" if before else "whole"
+                changed.append(f"{was} over {m}, needed {f'{after} sharded' if after else 'whole'}")
+        return f"{op.text().split('<')[0]} in {self.b.path or 'the graph'}: {'; '.join(changed)}"
+
+    def _across(self, op: Any, axis: str, over: Sequence[str], ins: Sequence[Value]) -> list[Value]:
+        """A program over the shards in place of an op that looks beyond its own."""
+        if len(over) > 1:
+            message = f"{self.b.path or op.name}: {axis} over several mesh axes ({', '.join(over)}) cannot be done here"
+            raise SpecError(Problem("cannot-shard", message, self.b.position))
+        (m,) = over
+        saved, self.results, self.shared = dict(self.inside), [], ()
+        self.inside[m] = SHARDS
+        try:
+            return list(op.across(Across(self, m), axis, self.mesh[m], ins))
+        finally:
+            self.inside = saved
+
+    # -- outputs
+    def output(self, name: str, value: Value) -> Value:
+        made = self.map[value.id]
+        group, _, label = name.partition(":")
+        leaves = {n.op.label: n.result for n in self.b.nodes if isinstance(n.op, (Parameter, State))}
+        place = self.place[made.id]
+        want: Placement = {m: p for m, p in place.items() if not isinstance(p, Partial)}
+        if group in ("parameter", "state") and label in leaves:
+            want = self.place[leaves[label].id]
+        elif group in ("gradient", "parameter", "state"):
+            kind = {"gradient": "gradients", "parameter": "parameters"}.get(group, "state")
+            want = self.chooser.expected(made.type, kind)
+        elif any(isinstance(p, Partial) for p in place.values()):
+            want = self.chooser.expected(made.type, "activations")
+        return self.bring(made, want, f"output {name}")
 
     # -- repeats
     def repeat(self, op: Repeat, ins: Sequence[Value]) -> list[Value]:
-        if op.axis in self.axes:
-            raise SpecError(Problem("cannot-shard", f"{self.b.path}: cannot shard {op.axis} here yet (repeat)"))
-        results = super().repeat(op, ins)
-        for value, placement in zip(results, self.leaving.pop(), strict=True):
-            self.place[value.id] = placement
+        """Tries where what is carried may lie: as expected, as the body leaves it, and sums as parts that are added
+        up after the last trip; keeps the cheapest."""
+        kinds = [self.kinds.get(a, "activations") for a in op.arguments[: op.carried]]
+        guess: list[Placement] = [self.chooser.expected(v.type, k) for v, k in zip(ins, kinds, strict=False)]
+        tried: list[tuple[float, list[Placement]]] = []
+        node, before = self.current, self._save()
+        while guess not in [g for _, g in tried] and len(tried) < 3:
+            if tried:
+                self._restore(before)
+            results, left = self._once(op, ins, guess)
+            tried.append((self.score, guess))
+            guess = [self._may_enter(v, p) for v, p in zip(ins, left, strict=False)]
+        best = min(tried, key=lambda t: t[0])
+        sums = [i for i, v in enumerate(ins[: op.carried]) if v.id in self.zero and op.arguments[i] in self.terms]
+        for m in self.mesh if sums else ():
+            guess = [{**p, m: Partial("sum")} if i in sums else p for i, p in enumerate(best[1])]
+            self._restore(before)
+            try:
+                results, _ = self._once(op, ins, guess)
+            except NoWay:
+                self._restore(before)
+                continue
+            tried.append((self.score, guess))
+            best = min(tried, key=lambda t: t[0])
+        if best is not tried[-1] or self.score != best[0]:
+            self._restore(before)
+            results, _ = self._once(op, ins, best[1])
+        self.current = node
         return results
 
+    def _may_enter(self, value: Value, placement: Placement) -> Placement:
+        """A placement in which a value can enter: only zeros can be parts of a sum."""
+        if value.id in self.zero:
+            return {m: p for m, p in placement.items() if p in (Partial("sum"),) or isinstance(p, str)}
+        return {m: p for m, p in placement.items() if isinstance(p, str)}
+
+    def _once(self, op: Repeat, ins: Sequence[Value], guess: list[Placement]) -> tuple[list[Value], list[Placement]]:
+        for argument, placement in zip(op.arguments, guess, strict=False):
+            self._note_partial(argument, placement)
+        entering = [self.bring(v, p, "what the layers carry") for v, p in zip(ins, guess, strict=False)]
+        self.entering = guess
+        results = super().repeat(op, [*entering, *ins[op.carried :]])
+        placed, left = self.leaving.pop(), self.leaving.pop()
+        for value, placement in zip(results, placed, strict=True):
+            self.place[value.id] = placement
+        for value in results[: op.carried]:  # a carry of zeros is zeros no more
+            self.zero.discard(value.id)
+        return results, left
+
     def region_opened(self, region: Region) -> None:
-        for value, argument in (*region._carried, *region._stacked, *region._states):
+        for value, argument in (*region.stacks, *region.states):
             self.place[argument.id] = dict(self.place[value.id])
+        for (_, argument), placement in zip(region.carries, self.entering, strict=True):
+            self.place[argument.id] = dict(placement)
 
     def region_outputs(self, region: Region, op: Repeat, outs: list[tuple[str, Value]]) -> list[tuple[str, Value]]:
-        entered = [argument for _, argument in region._carried]
-        leaving = [argument for _, argument in region._states]
-        wanted = [self.place[v.id] for v in entered]
-        states = [self.place[v.id] for v in leaving]
+        old = [v.id for _, v in op.body.outputs]
+        entered = [self.place[a.id] for _, a in region.carries]
+        states = [self.place[a.id] for _, a in region.states]
+        left = [self.place[v.id] for _, v in outs[: op.carried]]
         placed = []
         for i, (name, value) in enumerate(outs):
-            node = Node(op, (), (value,), self.b.path, self.b.position)
+            have = self.place[value.id]
             if i < op.carried:
-                value = self.match(value, wanted[i], node)
+                want = entered[i]
             elif i >= len(outs) - op.states:
-                value = self.match(value, states[i - len(outs) + op.states], node)
-            placed.append((name, value))
-        self.leaving.append([self.place[v.id] for _, v in placed])
+                want = states[i - len(outs) + op.states]
+            else:
+                kind = self.kinds.get(old[i])
+                unfinished = any(isinstance(p, Partial) for p in have.values())
+                want = self.chooser.expected(value.type, kind or "activations") if kind or unfinished else have
+                want = {**want, **{m: p for m, p in have.items() if p in holders(value.type)}}
+            placed.append((name, self.bring(value, want, "what a layer hands on")))
+        self.leaving += [left, [self.place[v.id] for _, v in placed]]
         return placed
 
-    def region_closing(self, region: Region) -> list[tuple[str, Value]]:
-        for value in region.capture_order:
-            self.place[region.captured[value.id].id] = self.place[value.id]
-        return []
+    # -- trials
+    def _save(self) -> list[Any]:
+        chain, b = [], self.b
+        while b is not None:
+            chain.append((b, b.save()))
+            b = b.parent  # type: ignore[assignment]
+        values = (self.place, self.brought, self.made, self.zero, self.map, self.partial_sums)
+        return [chain, [v.copy() for v in values], self.score, self.b, len(self.leaving)]
+
+    def _restore(self, saved: list[Any]) -> None:
+        chain, values, self.score, self.b, depth = saved
+        del self.leaving[depth:]
+        for b, state in chain:
+            b.restore(state)
+        self.place, self.brought, self.made, self.zero, self.map, self.partial_sums = (v.copy() for v in values)

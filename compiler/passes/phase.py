@@ -15,6 +15,7 @@ from compiler.graph.ir import Graph
 from compiler.graph.types import TensorType
 from compiler.language.model import Model
 from compiler.ops.leaves import Input, Parameter, State
+from compiler.ops.state import HEADS_FIRST, CacheLayout
 from compiler.passes.commit import commit
 from compiler.passes.dependence import dependence
 from compiler.passes.encode import Encode
@@ -45,11 +46,11 @@ class PhaseGraph:
 
 
 def phase_graph(
-    model: Model, phase: str, logits: str | None = None, fresh: bool = False, heads_first: bool = True
+    model: Model, phase: str, logits: str | None = None, fresh: bool = False, caches: CacheLayout = HEADS_FIRST
 ) -> PhaseGraph:
     """The graph of ``phase``. ``logits``: "last" (each row's last valid position; the default of prefill) or "all".
     ``fresh``: the state is empty (a prompt's first call), so caches are written and not read.
-    ``heads_first``: caches are [batch, kv_heads, slots, …] rather than [batch, slots, kv_heads, …].
+    ``caches``: how they lie.
     Raises PhaseError for an unknown phase, and where a block looks ahead in a streaming phase."""
     if phase not in PHASES:
         raise PhaseError(Problem("unknown-phase", f"no phase is called {phase}", None, PHASES, nearest(phase, PHASES)))
@@ -67,7 +68,7 @@ def phase_graph(
     flows = dependence(model.graph, model.streaming_input)
     if phase == "encode":
         return PhaseGraph(phase, prune(Encode(flows).run(model.graph)))
-    streaming = Streaming(flows, deferred=phase in ("verify", "commit"), fresh=fresh, heads_first=heads_first)
+    streaming = Streaming(flows, deferred=phase in ("verify", "commit"), fresh=fresh, caches=caches)
     graph = streaming.run(model.graph)
     streaming.problems.raise_if_any(PhaseError)
     if phase == "commit":

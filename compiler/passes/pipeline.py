@@ -1,6 +1,6 @@
 """Pipeline: the passes in order, the graph verified between them and printable after any.
 
-    elaborate -> phase -> [loss] -> select -> [differentiate] -> [partition] -> (price | lower)
+    elaborate -> phase -> [loss] -> select -> [differentiate] -> [optimise] -> [partition] -> (price | lower)
 
 Select comes before differentiate: an implementation may change the types that flow (dense experts keep their tokens
 in place, ragged ones sort them), and a gradient program takes over the implementation of the op it belongs to.
@@ -16,13 +16,17 @@ from compiler.errors import PhaseError, Problem, SpecError, nearest
 from compiler.graph.ir import Graph
 from compiler.language.model import Model
 from compiler.ops.leaves import Input, State
+from compiler.ops.state import HEADS_FIRST, CacheLayout
 from compiler.passes import differentiate as differentiation
 from compiler.passes import loss as losses
+from compiler.passes import optimise as optimisation
 from compiler.passes import phase as phases
 from compiler.passes import select as selection
+from compiler.passes.accumulate import accumulate
+from compiler.passes.rematerialise import Rematerialise
 from compiler.passes.verify import verify
 
-PASSES = ("elaborate", "phase", "loss", "select", "differentiate", "partition")
+PASSES = ("elaborate", "phase", "loss", "select", "differentiate", "optimise", "partition")
 PrintAfter = Callable[[str, Graph], None]
 
 
@@ -53,22 +57,25 @@ class Phase:
     phase: str
     logits: str | None = None
     fresh: bool = False
-    heads_first: bool = True
+    caches: CacheLayout = HEADS_FIRST
 
     def __call__(self, graph: Graph) -> Graph:
-        return phases.phase_graph(self.model, self.phase, self.logits, self.fresh, self.heads_first).graph
+        return phases.phase_graph(self.model, self.phase, self.logits, self.fresh, self.caches).graph
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean next-token cross-entropy of the forward graph: compiler/passes/loss.py."""
+    """Mean next-token cross-entropy of the forward graph, in chunks of positions: compiler/passes/loss.py."""
 
     name: ClassVar[str] = "loss"
+    sizes: Mapping[str, int]
     tokens: str = "tokens"
     logits: str = "logits"
+    chunk: losses.Chunk | None = losses.Chunk()
 
     def __call__(self, graph: Graph) -> Graph:
-        return losses.next_token_loss(graph, self.tokens, self.logits)
+        check_sizes(graph, self.sizes)
+        return losses.next_token_loss(graph, self.tokens, self.logits, self.sizes, self.chunk)
 
 
 @dataclass(frozen=True)
@@ -86,15 +93,30 @@ class Select:
 
 @dataclass(frozen=True)
 class Differentiate:
-    """Gradients of the trainable parameters: compiler/passes/differentiate.py."""
+    """Gradients of the trainable parameters, summed over micro-batches: compiler/passes/differentiate.py,
+    rematerialise.py, accumulate.py. ``sizes`` are those of one micro-batch."""
 
     name: ClassVar[str] = "differentiate"
+    sizes: Mapping[str, int]
     loss: str = "loss"
     wrt: tuple[str, ...] | None = None
-    keep: differentiation.Keep = differentiation.recompute
+    remat: Rematerialise = Rematerialise()
+    accumulate: int = 1
 
     def __call__(self, graph: Graph) -> Graph:
-        return differentiation.differentiate(graph, self.loss, self.wrt, self.keep)
+        keep = self.remat.keep(graph, self.sizes)
+        return accumulate(differentiation.differentiate(graph, self.loss, self.wrt, keep), self.accumulate)
+
+
+@dataclass(frozen=True)
+class Optimise:
+    """The optimiser's update: compiler/passes/optimise.py."""
+
+    name: ClassVar[str] = "optimise"
+    optimiser: optimisation.Optimiser = optimisation.AdamW()
+
+    def __call__(self, graph: Graph) -> Graph:
+        return optimisation.optimise(graph, self.optimiser)
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,7 @@ def phase_pipeline(
     choice: selection.Choice = selection.Choice(),
 ) -> Pipeline:
     """The passes of one phase: what is priced and lowered. Run it on ``model.graph``."""
-    return Pipeline((Elaborate(), Phase(model, phase, logits, fresh, choice.heads_first), Select(sizes, choice)))
+    return Pipeline((Elaborate(), Phase(model, phase, logits, fresh, choice.caches), Select(sizes, choice)))
 
 
 def training_pipeline(
@@ -133,17 +155,35 @@ def training_pipeline(
     sizes: Mapping[str, int],
     *,
     wrt: Iterable[str] | None = None,
-    keep: differentiation.Keep = differentiation.recompute,
+    remat: Rematerialise = Rematerialise(),
+    accumulate: int = 1,
+    chunk: losses.Chunk | None = losses.Chunk(),
+    optimiser: optimisation.Optimiser | None = None,
     choice: selection.Choice = selection.Choice(),
 ) -> Pipeline:
-    """The passes to loss and gradients."""
+    """The passes to loss and gradients, and with ``optimiser`` to new parameters. ``sizes`` are those of the whole
+    batch; after ``differentiate`` the graph's symbol batch is a micro-batch's rows (``micro_sizes``)."""
     tokens = model.streaming_input
     if tokens is None:
         raise PhaseError(Problem("no-stream", f"{model.name} has no token input, so no next-token loss"))
-    names = tuple(wrt) if wrt is not None else None
+    micro, names = micro_sizes(sizes, accumulate), tuple(wrt) if wrt is not None else None
     return Pipeline((
-        Elaborate(), Phase(model, "forward"), Loss(tokens), Select(sizes, choice), Differentiate(wrt=names, keep=keep),
+        Elaborate(), Phase(model, "forward"), Loss(micro, tokens, chunk=chunk), Select(micro, choice),
+        Differentiate(micro, wrt=names, remat=remat, accumulate=accumulate),
+        *([] if optimiser is None else [Optimise(optimiser)]),
     ))  # fmt: skip
+
+
+def micro_sizes(sizes: Mapping[str, int], accumulate: int) -> dict[str, int]:
+    """Sizes of one of ``accumulate`` micro-batches. Raises SpecError where they do not divide the batch."""
+    batch = sizes.get("batch")
+    if batch is None:
+        return dict(sizes)
+    if accumulate < 1 or batch % accumulate:
+        divisors = tuple(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        message = f"batch = {batch} does not divide into {accumulate} micro-batches"
+        raise SpecError(Problem("indivisible", message, None, divisors))
+    return {**sizes, "batch": batch // accumulate}
 
 
 def check_sizes(graph: Graph, sizes: Mapping[str, int]) -> None:

@@ -9,25 +9,29 @@ from typing import Any
 from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.replay import Replay
 from compiler.ops.attention import Attend, AttendCached, AttendGradient
-from compiler.ops.experts import Collect, CollectGradient, Dispatch, ExpertDot
+from compiler.ops.experts import Collect, Dispatch, ExpertDot
 from compiler.ops.recurrence import Recur
+from compiler.ops.state import HEADS_FIRST, CacheLayout
 
 LONGEST_SCORES = 2048  # keys or queries above which no score matrix is made
 FEW_QUERIES = 16  # of a decode or verify call
 LONGEST_SCAN = 256  # positions above which a recurrence runs in blocks
+TPU_LANES = 128
 DENSE_TOKENS = 256  # tokens up to which every expert runs on every token
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What is chosen for a platform. ``heads_first``: XLA for GPU and CPU runs the products of attention over whole
+    """What is chosen for a platform. ``caches``: XLA for GPU and CPU runs the products of attention over whole
     [slots, head_dim] matrices and would transpose a cache that has slots first (half a cache of temporary memory
-    in a decode of gemma2-2b on H100); XLA for TPU keeps slots first and would copy one that has heads first."""
+    in a decode of gemma2-2b on H100). XLA for TPU keeps slots first and would copy one that has heads first; where
+    [kv_heads, head_dim] does not fill its tiles it takes the cache in an order that does, and copies it to one that
+    does not (2.67 caches of temporary memory for 12 heads of 64), so there heads lie side by side."""
 
     scores: int = LONGEST_SCORES
     scan: int = LONGEST_SCAN
     dense_tokens: int = DENSE_TOKENS
-    heads_first: bool = True
+    caches: CacheLayout = HEADS_FIRST
     doubled: bool = False  # XLA for GPU makes one query row a reduction, and transposes half the cache for it
     widen: bool = True  # products of narrow floats in float32
     streamed: bool = True  # XLA for CPU would copy a layer's slice of the cache to multiply with it
@@ -35,7 +39,7 @@ class Choice:
     @staticmethod
     def of(platform: str) -> Choice:
         return Choice(
-            heads_first=platform != "tpu",
+            caches=CacheLayout(heads_first=False, lanes=TPU_LANES) if platform == "tpu" else HEADS_FIRST,
             streamed=platform == "cpu",
             widen=platform == "cpu",
             doubled=platform == "gpu",
@@ -55,7 +59,10 @@ class Select(Replay):
         if rule is None:
             return None
         op: Any = node.op
-        return self.b.apply(dataclasses.replace(op, implementation=rule(self, node)), *ins)
+        made = self.b.apply(dataclasses.replace(op, implementation=rule(self, node)), *ins)
+        if isinstance(op, Dispatch) and made[0].type == ins[0].type:  # dense: tokens stay where they are
+            return (ins[0], *made[1:])
+        return made
 
 
 def _attention(s: Select, node: Node) -> str:
@@ -63,6 +70,8 @@ def _attention(s: Select, node: Node) -> str:
     assert isinstance(op, (Attend, AttendCached, AttendGradient))
     queries, keys = s.number(node.operands[0], op.queries), s.number(node.operands[1], op.keys)
     if isinstance(op, AttendCached):
+        if "lanes" in node.operands[3].axes:
+            return "diagonal" if queries <= FEW_QUERIES else "blocked"
         slots = s.number(node.operands[3], "slots")
         if s.choice.streamed and queries <= FEW_QUERIES:
             return "streamed"
@@ -94,7 +103,7 @@ def _experts(s: Select, node: Node) -> str:
 RULES = {
 
     Attend: _attention, AttendCached: _attention, AttendGradient: _attention, Recur: _recurrence,
-    Dispatch: _experts, ExpertDot: _experts, Collect: _experts, CollectGradient: _experts,
+    Dispatch: _experts, ExpertDot: _experts, Collect: _experts,
 }  # fmt: skip
 
 

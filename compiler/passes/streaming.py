@@ -16,7 +16,7 @@ from compiler.graph.types import TensorType
 from compiler.ops.contract import Along
 from compiler.ops.control import Repeat
 from compiler.ops.leaves import Input, Positions, State
-from compiler.ops.state import WRITES, After
+from compiler.ops.state import HEADS_FIRST, WRITES, After, CacheLayout
 from compiler.passes.dependence import Dependence
 
 STREAM = "seq"
@@ -49,12 +49,14 @@ def stacked(t: TensorType, trips: Sequence[tuple[str, int]]) -> TensorType:
 
 
 class Streaming(Replay):
-    """Ops use ``b``, ``start``, ``fresh``, ``heads_first``, ``state`` and ``write``. ``deferred``: nothing is written,
+    """Ops use ``b``, ``start``, ``fresh``, ``caches``, ``state`` and ``write``. ``deferred``: nothing is written,
     ``pendings`` tells what would have been."""
 
-    def __init__(self, flows: Dependence, deferred: bool, fresh: bool = False, heads_first: bool = True) -> None:
+    def __init__(
+        self, flows: Dependence, deferred: bool, fresh: bool = False, caches: CacheLayout = HEADS_FIRST
+    ) -> None:
         super().__init__()
-        self.flows, self.deferred, self.fresh, self.heads_first = flows, deferred, fresh, heads_first
+        self.flows, self.deferred, self.fresh, self.caches = flows, deferred, fresh, caches
         self.problems = Problems()
         rows = TensorType.make([("batch", BATCH)], "int32")
         self.start = self.b.append(State("length", "length"), (), (rows,))[0]

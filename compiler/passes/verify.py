@@ -8,7 +8,7 @@ from compiler.errors import Position
 from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops.control import Repeat, stack, unstack
-from compiler.ops.leaves import Argument, Leaf
+from compiler.ops.leaves import Argument, Leaf, Parameter, State
 
 # Which ops a pass may bring in. An op is legal once the pass that adds it has run; other passes add none.
 ADDED_BY: dict[str, frozenset[str]] = {
@@ -21,10 +21,12 @@ ADDED_BY: dict[str, frozenset[str]] = {
     "phase": frozenset({"state", "append", "keep_last", "keep_tail", "last_valid", "after", "attend_cached"}),
     "loss": frozenset({"pick"}),
     "differentiate": frozenset({
-        "attend_gradient", "scatter_add", "place", "one_hot", "pick_experts", "expert_outer", "collect_gradient",
+        "attend_gradient", "scatter_add", "place", "one_hot", "pick_experts", "expert_outer", "to_rows", "from_rows",
     }),
+    "optimise": frozenset(),  # element-wise ops over the state that a phase may bring in
     "partition": frozenset({
-        "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "permute", "own_shard",
+        "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "permute", "own_shard", "once",
+        "tally", "gather_counts", "exchange",
     }),
 }  # fmt: skip
 
@@ -49,7 +51,7 @@ def legal_ops(passes: Collection[str]) -> frozenset[str]:
 
 def verify(graph: Graph, passes: Collection[str] = tuple(ADDED_BY), after: str = "?") -> None:
     """Raises IllegalGraph naming the pass, the node, its path and its place in the spec."""
-    _Verifier(legal_ops(passes), after).graph(graph, (), "")
+    _Verifier(legal_ops(passes), after).whole(graph)
 
 
 class _Verifier:
@@ -59,6 +61,15 @@ class _Verifier:
 
     def fail(self, message: str, node: Node | None = None) -> IllegalGraph:
         return IllegalGraph(self.after, message, node)
+
+    def whole(self, graph: Graph) -> None:
+        """A graph that is no region: what leaves as a state or a parameter takes the old one's place."""
+        self.graph(graph, (), "")
+        for kind, leaf in (("state", State), ("parameter", Parameter)):
+            old = {f"{kind}:{n.op.label}": n for n in graph.nodes if isinstance(n.op, leaf)}
+            for name, value in graph.outputs:
+                if name in old and old[name].result.type != value.type:
+                    raise self.fail(f"{name} becomes {value.type}, and was {old[name].result.type}", old[name])
 
     def graph(self, graph: Graph, arguments: Collection[int], where: str) -> None:
         defined: dict[int, TensorType] = {}

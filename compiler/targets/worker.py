@@ -36,8 +36,6 @@ def main() -> int:
     try:
         result = Compile(job, channel).run()
         answer: dict[str, Any] = {"result": result.as_json()}
-        text = json.dumps(result.as_json(), indent=1) + "\n"
-        cache.write_whole(Path(job.out) / "result.json", text.encode())
     except BlockgraphError as error:
         problems = [problem.as_json() for problem in error.problems]
         answer = {"error": {"kind": type(error).__name__, "problems": problems, "log": False}}
@@ -103,7 +101,6 @@ class Compile:
         if verdict["verdict"] == "accepted" and built.export and "export" in self.job.artifacts:
             self._export(built)
         self.seconds["total"] = round(time.perf_counter() - start, 4)
-        self.files["result"] = str(self.out / "result.json")
         notes = [*verdict.pop("notes", ()), *self.notes]
         return Result(**{**verdict, "seconds": self.seconds, "files": self.files, "notes": tuple(dict.fromkeys(notes))})
 
@@ -141,7 +138,7 @@ class Compile:
 
     def _remove_old(self) -> None:
         """What an earlier run left must not be taken for this one's."""
-        for name in ("stablehlo.txt", "optimised_hlo.txt", "artifact.jaxexport", "result.json"):
+        for name in ("stablehlo.txt", "optimised_hlo.txt", "artifact.jaxexport", "summary.json", "result.json"):
             (self.out / name).unlink(missing_ok=True)
 
 

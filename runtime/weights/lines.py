@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.errors import Position, Problems, nearest
+from compiler.graph.ir import Graph
 from compiler.language.model import Model
 from compiler.language.spec import WeightsSpec
+from compiler.ops.control import Repeat
+from compiler.ops.leaves import Parameter
 from compiler.source.expr import Expr, ExprError, evaluate, parse
 from compiler.source.yaml import YMap
 from runtime.weights import layout as layouts
@@ -79,11 +82,35 @@ def place(table: YMap | None, key: str, value: bool = False) -> Position | None:
     return (table.value_position if value else table.key_position).get(key)
 
 
+def borrowed(graph: Graph) -> dict[str, set[str]]:
+    """Paths of parameters that the nodes of a path use although they are another's: tied, shared."""
+    found: dict[str, set[str]] = {}
+    _borrowed(graph, {}, found)
+    return found
+
+
+def _borrowed(graph: Graph, weights: dict[int, str], found: dict[str, set[str]]) -> None:
+    for node in graph.nodes:
+        if isinstance(node.op, Parameter):
+            weights[node.result.id] = node.op.path
+        elif isinstance(node.op, Repeat):
+            for argument, operand in zip(node.op.arguments, node.operands, strict=True):
+                if operand.id in weights:
+                    weights[argument] = weights[operand.id]
+            _borrowed(node.op.body, weights, found)
+        else:
+            used = [weights[v.id] for v in node.operands if v.id in weights]
+            found.setdefault(node.path, set()).update(p for p in used if p.rpartition(".")[0] != node.path)
+            if len(used) == len(node.operands) == 1:  # a cast
+                weights[node.result.id] = used[0]
+
+
 class _Reader:
     def __init__(self, model: Model, spec: WeightsSpec, raw: YMap | None, problems: Problems) -> None:
         self.model, self.spec, self.raw, self.problems = model, spec, raw, problems
         self.known = {op.path for op, _ in model.parameters.values()}
         self.default = self._layout(spec.layout, place(raw, "layout", True))
+        self.borrowed: dict[str, set[str]] | None = None
 
     def variables(self) -> dict[str, Expr]:
         found = {}
@@ -166,10 +193,24 @@ class _Reader:
             if bad:
                 message = f"{path}: several unnamed nodes share the kind of {bad}, so this could mean another of them"
                 self.problems.add("ambiguous-path", message, where, suggestion="give each of the nodes a name")
+            elif path in missing and (owner := self._borrowed(path)):
+                message = f"{path} is no parameter of its own: {path.rpartition('.')[0]} uses {owner}"
+                hint = "leave this line out; if their file holds a copy, put its name under ignore"
+                self.problems.add("unknown-path", message, where, suggestion=hint)
             elif path in missing:
                 self.problems.add("unknown-path", f"the model has no parameter {path}", where,
                                   allowed=sorted(self.known), suggestion=nearest(path, self.known))  # fmt: skip
         return None if missing else paths
+
+    def _borrowed(self, path: str) -> str | None:
+        """The parameter of another node that the node of ``path`` uses instead: a tied or shared one."""
+        if self.borrowed is None:
+            self.borrowed = borrowed(self.model.graph)
+        block, _, name = path.rpartition(".")
+        if nearest(path, [p for p in self.known if p.rpartition(".")[0] == block]):
+            return None  # a misspelt one of its own
+        found = sorted(self.borrowed.get(block, ()))
+        return ", ".join([p for p in found if p.rpartition(".")[2] == name] or found) or None
 
     def _layout(self, text: str, where: Position | None) -> Layout | None:
         try:

@@ -22,3 +22,11 @@ def test_the_light_verbs(tmp_path: Path) -> None:
     assert bg.diff("gemma-2b", "gemma-7b")["dims"]["heads"] == [8, 16]
     assert bg.schema()["title"] == "Spec" and "v5e" in bg.machines()
     assert bg.simulate(bg.load("gemma2-9b"), machine="v5e", chips=16).chips == 16
+
+
+def test_what_the_verbs_give_is_shown_in_one_line() -> None:
+    model = bg.load("gemma2-9b")
+    assert repr(model) == "<Model gemma2-9b: 9,242,164,736 parameters in bfloat16>"
+    plan = bg.simulate(model, "v5e")
+    assert "\n" not in repr(plan) and repr(plan).startswith("<Plan gemma2-9b · decode · ")
+    assert "tokens/s" in str(plan)

@@ -172,9 +172,9 @@ def test_decode_of_gemma2_has_no_second_copy_of_the_cache(target: str, folder: P
     except TargetError as e:
         pytest.skip(str(e))
     model = bg.load("gemma2-2b")
-    heads_first = Choice.of(parse_target(target).platform).heads_first
+    choice = Choice.of(parse_target(target).platform)
     sizes = {"batch": BATCH, "seq": 1, "capacity": 8192}
-    state = program(model, "decode", sizes, choice=Choice(heads_first=heads_first)).arguments()[1]
+    state = program(model, "decode", sizes, choice=choice).arguments()[1]
     cache = sum(int(np.prod(s.shape)) * s.dtype.itemsize for s in state.values())
     out = folder / target.replace(":", "-")
     memory = bg.compile(model, target, phase="decode", batch=BATCH, length=8192, export=False, out=out).result.memory

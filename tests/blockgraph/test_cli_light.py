@@ -129,6 +129,24 @@ def test_simulate() -> None:
     assert text.startswith("gemma2-9b · decode · batch 1 · context 8,192 · v5e\n") and "GiB" in text
 
 
+def test_simulate_without_a_machine_names_them() -> None:
+    told = run("simulate", "gemma2-9b")
+    assert told.exit_code == 2 and told.stdout == ""
+    first, allowed = told.stderr.splitlines()
+    assert first == "simulate needs --machine, whose numbers it prices with [missing-option]"
+    assert allowed.startswith("    allowed: ") and "v5e" in allowed
+
+
+def test_simulate_in_brief_and_in_chunks() -> None:
+    call = ("simulate", "gemma2-2b", "--machine", "v5e", "--phase", "prefill", "--length", "4096", "--chunk", "512")
+    text, brief = run(*call).stdout, run(*call, "--brief").stdout
+    assert text.startswith("gemma2-2b · prefill · batch 1 · length 4,096 · chunk 512 · v5e\n")
+    assert text.startswith(brief.rstrip()) and "assumptions" in text and "assumptions" not in brief
+    assert len(run_json(*call, "--brief")["assumptions"]) > 5
+    wrong = run("simulate", "gemma2-2b", "--machine", "v5e", "--chunk", "512")
+    assert wrong.exit_code == 2 and "a prefill is cut into calls" in wrong.stderr
+
+
 def test_schema_is_json_schema(tmp_path: Path) -> None:
     printed = json.loads(run("schema").stdout)
     assert printed["$schema"].startswith("https://json-schema.org/")

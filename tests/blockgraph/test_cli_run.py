@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import blockgraph.api as api
 from blockgraph.api import Piece
-from compiler.errors import Problem, WeightsError
+from compiler.errors import Problem, TargetError, WeightsError
 from compiler.targets.result import Result
 from tests.blockgraph.command_line import ROOT, run, run_json
 
@@ -36,9 +38,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch, outcome: Result) -> dict[str, Any]
 
     def compile_(model: Any, target: str, **options: Any) -> api.Compiled:
         asked.update(options, target=target)
-        return api.Compiled(
-            model.name, options["phase"], options["batch"], options["length"], None, outcome, Path("/x")
-        )
+        names = ("phase", "batch", "length", "chunk", "out")
+        phase, *rest = (options[n] for n in names)
+        return api.Compiled(model.name, phase or "decode", *rest[:3], outcome, rest[3])
 
     monkeypatch.setattr(api, "compile", compile_)
     return asked
@@ -71,18 +73,50 @@ def test_compile_refuses_before_it_starts(tiny: Path, tmp_path: Path) -> None:
     assert wrong.exit_code == 2 and "tpu:v5e" in wrong.stderr
     (tmp_path / "file").write_text("")
     assert run("compile", tiny, "--out", tmp_path / "file").exit_code == 2
-    printed = run("compile", tiny, "--target", "tpu:v5e:1x1", "--phase", "decode", "--print-after", "phase")
-    assert printed.exit_code == 0 and "slots=capacity kv_heads=2" in printed.stdout
+    for target in ("tpu:v5e:1x1", "cpu"):
+        printed = run("compile", tiny, "--target", target, "--print-after", "phase")
+        assert printed.exit_code == 0 and "attend_cached" in printed.stdout
+        assert ("slots=capacity" in printed.stdout) == (target == "cpu")  # each platform has its own order of caches
 
 
 @pytest.mark.parametrize("phase", ["forward", "decode"])
 def test_compile_for_the_cpu(tiny: Path, tmp_path: Path, phase: str) -> None:
     found = run_json("compile", tiny, "--phase", phase, "--length", "32", "--out", tmp_path / "out")
     assert found["verdict"] == "accepted" and found["target"] == "cpu"
-    assert {"stablehlo.txt", "optimised_hlo.txt", "artifact.jaxexport", "summary.json"} <= {
-        p.name for p in (tmp_path / "out").iterdir()
-    }
+    files = {"stablehlo.txt", "optimised_hlo.txt", "artifact.jaxexport", "summary.json", "compiler.log"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == files
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["phase"] == phase
+
+
+def test_compile_and_simulate_mean_the_same_call(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode of one row at 8,192; forward, and said to be, where the model looks ahead."""
+    monkeypatch.setattr("compiler.targets.run", lambda job, progress: result(notes=(job.kwargs["request"]["phase"],)))
+    compiled_ = run_json("compile", tiny)
+    plan = run_json("simulate", tiny, "--machine", "v5e")
+    for name in ("phase", "batch", "length"):
+        assert compiled_[name] == plan[name] == {"phase": "decode", "batch": 1, "length": 8192}[name]
+    assert compiled_["notes"] == ["decode"] and plan["notes"] == []
+    tiny.write_text(tiny.read_text().replace("attention: {", "attention: {causal: false, "))
+    compiled_ = run_json("compile", tiny)
+    plan = run_json("simulate", tiny, "--machine", "v5e")
+    assert compiled_["phase"] == plan["phase"] == "forward"
+    assert "this is forward" in compiled_["notes"][0] == plan["notes"][0] and compiled_["notes"][1] == "forward"
+    assert "note: no phase was asked for" in run("compile", tiny).stdout
+    assert run("compile", tiny, "--phase", "decode").exit_code == 2
+
+
+def test_without_out_no_file_stays(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("BLOCKGRAPH_CACHE", str(tmp_path / "cache"))
+    made = api.compile(str(tiny), "cpu", phase="forward", length=16)
+    assert made.result.accepted and made.out is None and made.result.files == {}
+    assert repr(made) == "<Compiled tiny · forward · batch 1 · length 16 · cpu: accepted>"
+    assert list((tmp_path / "temporary").iterdir()) == [] and list((tmp_path / "cache").iterdir())
+    with pytest.raises(TargetError) as refused:
+        api.compile(str(tiny), "cpu", phase="forward", length=16, time_limit=0.01)
+    assert "--out DIR keeps the whole log" in str(refused.value) and "temporary" not in str(refused.value)
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 # -- generate
@@ -160,8 +194,33 @@ def test_trace_saves_and_compares(tiny: Path, tmp_path: Path) -> None:
     same = run(*small, "1 2 3", "--tokens", "4,5,6", "--reference", saved)
     assert same.exit_code == 0 and "agree with" in same.stdout
     other = run_json(*small, "1 2 3", "--tokens", "4 5 6", "--random", "1", "--reference", saved, code=1)
-    assert other["first"]["name"] == "embed.lookup" and other["first"]["difference"] > 0
+    assert (other["first"]["name"], other["first"]["alias"]) == ("embed", "embed.lookup")
+    assert other["first"]["difference"] > 0 and other["random_inputs"] == []
     assert {"name", "axes", "shape", "dtype", "rms", "finite"} <= other["nodes"][0].keys()
+
+
+def test_trace_takes_inputs_from_a_file(tmp_path: Path) -> None:
+    """What the file does not name is random, which is said; what does not fit is refused by name."""
+    spec, file = ROOT / "tests" / "specs" / "captioner.yaml", tmp_path / "in.safetensors"
+    frames = np.random.default_rng(0).standard_normal((1, 5, 10)).astype(np.float32)
+    save_file({"frames": frames}, file)
+    call = ("trace", spec, "--set", "dtype=float32", "--tokens", "1 2 3")
+    told = run(*call, "--inputs", file)
+    assert told.exit_code == 0 and told.stderr == "", told.output
+    drawn = run(*call, "--size", "frames=5", "--seed", "7")
+    assert drawn.exit_code == 0 and "note: random from seed 7: frames (--inputs FILE gives them)" in drawn.stderr
+    save_file({"frames": frames, "tokens": np.array([[1, 2, 3]], np.int32)}, file)
+    whole = run_json("trace", spec, "--set", "dtype=float32", "--inputs", file)
+    assert whole["tokens"] == [[1, 2, 3]] and whole["random_inputs"] == []
+    assert whole["nodes"] == run_json(*call, "--inputs", file)["nodes"]
+    for wrong, code in (({"frame": frames}, "unknown-input"), ({"frames": frames[..., :3]}, "axis-mismatch"),
+                        ({"frames": frames[0]}, "axis-mismatch"), ({"tokens": frames}, "axis-mismatch"),
+                        ({"tokens": np.ones((1, 2), np.float32)}, "dtype-mismatch")):  # fmt: skip
+        save_file(wrong, file)
+        tokens = () if "tokens" in wrong else ("--tokens", "1 2 3")
+        assert run_json("trace", spec, *tokens, "--inputs", file, code=2)["problems"][0]["code"] == code
+    assert run_json(*call, code=2)["problems"][0]["code"] == "missing-size"
+    assert run_json(*call, "--inputs", tmp_path / "no.safetensors", code=2)["problems"][0]["code"] == "file-missing"
 
 
 def test_trace_tells_an_unknown_block() -> None:
@@ -169,7 +228,7 @@ def test_trace_tells_an_unknown_block() -> None:
     from compiler.errors import BlockgraphError
 
     class Record:
-        name = "layer.mlp.dot[0]#2"
+        name, path = "layer.mlp.dot[0]#2", "layer.mlp"
 
     with pytest.raises(BlockgraphError) as refused:
         show_trace([Record()], None, None, "layer.mpl", False)

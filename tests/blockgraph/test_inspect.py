@@ -98,12 +98,47 @@ def test_difference_tells_dims_blocks_ops_and_state() -> None:
     other = other.replace("- {norm: , name: final}", "- {linear: {to: embed}, name: extra}")
     made = difference(loads(TINY), loads(other), context=64)
     assert made["dims"] == {"embed": [16, 32]}
-    assert made["blocks"] == {"added": ["extra"], "removed": ["final"]}
-    assert made["parameters"]["by_block"]["final"]["parameters"] == [16, None]
+    assert made["blocks"] == {"added": ["extra"], "removed": ["final"], "moved": []}
+    assert made["parameters"]["by_block"]["final"]["parameters"] == {"only_in": "a", "value": 16}
     assert made["parameters"]["embedding"] == [32_000, 64_000]
     assert any(row["path"] == "layer.mlp" and row["a"] and row["b"] for row in made["ops"])
     assert made["state"]["bytes"][0] == made["state"]["bytes"][1]
     assert not made["same"]
+
+
+def test_what_one_lacks_is_only_in_the_other_and_never_null() -> None:
+    a, b = (loads(TINY.replace("window: 8", args)) for args in ("window: 8, cap: null", "window: 8, other: 3"))
+    made = difference(a, b)
+    assert made["args"] == {"other": {"only_in": "b", "value": 3}, "cap": {"only_in": "a", "value": None}}
+
+
+def test_what_has_another_name_is_moved() -> None:
+    """A layer that is called otherwise, its feed-forward too, and an op without weights."""
+    text = TINY.replace("  - {norm: , name: final}\n", "  - {softcap: 3, name: cap}\n  - {norm: , name: final}\n")
+    other = text.replace("{mlp: {gate: silu}}", "{mlp: {gate: silu}, name: feed}").replace("name: cap", "name: limit")
+    other = other.replace("  layer:", "  block:").replace("{layer:", "{block:").replace(", layer]", ", block]")
+    made = difference(loads(text), loads(other))
+    assert made["blocks"]["moved"] == [{"a": "layer", "b": "block"}, {"a": "layer.mlp", "b": "block.feed"}]
+    assert made["blocks"]["added"] == made["blocks"]["removed"] == []
+    assert made["parameters"]["tensors"] == {"same": 3, "moved": 9, "changed": 0, "only_in_a": 0, "only_in_b": 0}
+    assert made["ops"] == [{"path": "limit", "moved_from": "cap", "a": [], "b": []}]
+    assert not made["parameters"]["by_block"] and not made["parameters"]["shapes"] and not made["same"]
+
+
+def test_what_could_be_either_is_not_paired() -> None:
+    nodes = "{{linear: embed, name: {}}}"
+    text = "name: m\ndims: {{vocab: 8, embed: 4}}\ngraph: [embed, {}, {}, unembed]\n"
+    a, b = (loads(text.format(*(nodes.format(n) for n in names))) for names in (("a", "b"), ("c", "d")))
+    assert difference(a, b)["blocks"] == {"added": ["c", "d"], "removed": ["a", "b"], "moved": []}
+
+
+def test_shapes_that_leave_the_count_are_a_difference() -> None:
+    other = TINY.replace("heads: 4, kv_heads: 2, head_dim: 4", "heads: 8, kv_heads: 4, head_dim: 2")
+    made = difference(loads(TINY), loads(other))
+    assert not made["parameters"]["by_block"] and made["parameters"]["tensors"]["changed"] == 4
+    assert made["parameters"]["shapes"]["layer.attention.key"] == [
+        "6 x bfloat16[embed=16 kv_heads=2 head_dim=4]", "6 x bfloat16[embed=16 kv_heads=4 head_dim=2]",
+    ]  # fmt: skip
 
 
 def test_a_window_alone_is_a_difference(tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,67 @@ def test_depth_closes_blocks_without_losing_parameters() -> None:
     assert sum(n.get("parameters", 0) for n in made["nodes"]) == model.parameter_count()
     with pytest.raises(BlockgraphError, match="at least 1"):
         picture.layout(model, depth=0)
+
+
+HYBRID = (
+    DIMS
+    + """\
+blocks:
+  layer:
+    args: {mixer: block}
+    body:
+      - residual: [{rms_norm: , name: before}, mixer]
+      - residual: [{rms_norm: , name: after}, {mlp: {act: relu}}]
+  thin: {args: {mixer: block}, body: [{residual: [rms_norm, mixer]}]}
+  deep:
+    body:
+      - product: [[{linear: {to: mlp}, name: gate}, silu], [{linear: {to: mlp}, name: main}, {short_conv: 4}]]
+      - {linear: {to: embed}, name: out}
+"""
+)
+PARTS = {
+    "global": "{layer: {mixer: {attention: {position: rope}}}}",
+    "thin": "{thin: {mixer: {attention: {window: 5}}}}",
+    "deep": "{layer: {mixer: deep}}",
+    "flat": "{layer: {mixer: {linear: embed}}}",
+}
+
+
+@pytest.mark.parametrize(
+    ("times", "parts"),
+    [(9, "global deep flat"), (10, "global deep flat"), (7, "thin global deep"), (4, "deep thin"), (5, "thin deep"),
+     (11, "global thin deep flat")],
+)  # fmt: skip
+def test_the_parts_of_a_cycle_stand_in_their_order(times: int, parts: str) -> None:
+    """From left to right as they run, each with its link to the next; what follows is below them all."""
+    cycle = ", ".join(PARTS[p] for p in parts.split())
+    graph = f"graph: [embed, {{repeat: {{times: {times}, cycle: [{cycle}]}}}}, {{rms_norm: , name: final}}, unembed]\n"
+    text = picture.source(loads(HYBRID + graph))
+    done = subprocess.run([picture._binary(), "-Tplain"], input=text, capture_output=True, text=True, check=True)
+    places = {w[1]: (float(w[2]), float(w[3])) for w in map(str.split, done.stdout.splitlines()) if w[0] == "node"}
+    links = re.findall(r"^\t(top_\w+) -> (n\d+) \[(.*)\]", text, re.MULTILINE)
+    assert len(links) == len(parts.split()) - 1 and not any("dir=" in style for _, _, style in links)
+    assert all(places[top][0] < places[head][0] for top, head, _ in links)
+    heads = [places[head][0] for _, head, _ in links]
+    assert heads == sorted(heads)
+    (final,) = re.findall(r"^\t(n\d+) \[label=<<b>final</b>", text, re.MULTILINE)
+    following = {final, *(f"n{int(final[1:]) + i}" for i in (1, 2))}
+    assert places[final][1] < min(y for name, (_, y) in places.items() if name not in following)
+
+
+def test_a_cycle_with_more_inputs_has_its_parts_one_below_the_other() -> None:
+    """Beside each other they would stand as Graphviz likes."""
+    parts = "{cross: , from: {context: encoder}}", "{cross: , from: {context: encoder}, name: again}"
+    model = loads(TWO_INPUTS.replace(f"times: 4, cycle: [{parts[0]}]", f"times: 8, cycle: [{', '.join(parts)}]"))
+    assert [c["name"] for c in picture.layout(model)["clusters"]] == ["", "cross", "again"]
+    assert "top_" not in picture.source(model)
+
+
+def test_boxes_tell_partial_rotary_and_the_cap() -> None:
+    made = picture.layout(load("recurrentgemma-2b"))
+    assert "rotary 128 of 256" in named(made, "nodes", "local")[0]["options"]
+    assert named(made, "nodes", "unembed")[0]["options"] == ["softcap 30"]
+    assert "rotary" in named(picture.layout(load("gemma2-9b")), "nodes", "attention")[0]["options"]
 
 
 def test_svg_and_png_are_drawn_without_the_systems_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from compiler.language.model import loads
 from costmodel.errors import PlanError
 from costmodel.plan import Plan
 from costmodel.render import machines_table, plan_text
@@ -96,6 +97,8 @@ BAD = [
     ({"weights_dtype": "int7"}, "unknown-dtype", "weights_dtype"),
     ({"cache_dtype": "fp8"}, "unknown-dtype", "cache_dtype"),
     ({"sizes": {"frames": 3}}, "unknown-size", "frames"),
+    ({"chunk": 512}, "bad-option", "decode is not"),
+    ({"phase": "prefill", "chunk": 0}, "bad-size", "chunk = 0"),
 ]
 
 
@@ -124,7 +127,55 @@ def test_the_drawn_plan_says_everything(decode: Plan) -> None:
     text = " ".join(plan_text(decode, 200).split())
     for part in ("917,962,752", "15.75 GiB", "short by", "roofline lower bound, uncalibrated", "tokens/s", "memory",
                  *decode.assumptions, *decode.conventions):  # fmt: skip
-        assert part in text, part
+        assert (part in text) == (part not in decode.aside), part
+    assert "and 2 more about what this call has not: --json" in text and "1 others" not in text
+    brief = plan_text(decode, 200, brief=True)
+    assert "tokens/s" in brief and "where the time goes" in brief and "assumptions" not in brief
+
+
+def test_only_what_has_to_do_with_the_call_is_printed() -> None:
+    """A model of products alone has no attention, no state, no table: its plan does not speak of them."""
+    model = loads(
+        "name: m\ninputs: {x: {kind: features, axes: [rows, width]}}\ndims: {width: 8}\ngraph: [{linear: 4}]\n"
+    )
+    plan = simulate(model, "v5e", sizes={"rows": 16})
+    assert plan.phase == "forward" and "has no decode" in plan.notes[0] and plan.notes[0] in plan_text(plan, 300)
+    for word in ("attention", "state is", "embedding lookups"):
+        assert word not in plan_text(plan, 300)
+        assert any(word in line for line in (*plan.assumptions, *plan.conventions))
+    assert len(plan.aside) == 7
+
+
+def test_decode_is_meant_where_no_phase_is_asked_for() -> None:
+    plan = simulate("gemma2-2b", "v5e")
+    assert (plan.phase, plan.batch, plan.length, plan.notes) == ("decode", 1, 8192, ())
+
+
+def test_a_prefill_in_chunks() -> None:
+    whole = simulate("gemma2-2b", "v5e", "prefill", length=4096)
+    one = simulate("gemma2-2b", "v5e", "prefill", length=4096, chunk=512)
+    assert (one.chunk, one.length, one.tokens, whole.chunk) == (512, 4096, 512, None)
+    assert one.memory.activations < whole.memory.activations and one.time.seconds < whole.time.seconds / 4
+    assert any("4,096 tokens take 8 such calls" in line for line in one.assumptions)
+    assert "length 4,096 · chunk 512 · v5e" in plan_text(one)
+    assert simulate("gemma2-2b", "v5e", "prefill", length=64, chunk=64).chunk is None
+
+
+def test_a_plan_is_one_line_or_the_table(decode: Plan) -> None:
+    assert repr(decode).startswith("<Plan gemma2-9b · decode · batch 1 · context 8,192 · v5e: ")
+    assert len(repr(decode)) < 120 and "does not fit" in repr(decode)
+    assert str(decode) == plan_text(decode).rstrip() and "where the time goes" in str(decode)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("int3", "int4"), ("int7", "int8"), ("int6", "int8"), ("fp8", "float16"), ("bf16", "bfloat16"), ("f32", "float32"),
+     ("nonsense", None)],
+)  # fmt: skip
+def test_the_nearest_dtype_is_of_its_kind(name: str, near: str | None) -> None:
+    with pytest.raises(PlanError) as caught:
+        simulate("gemma2-2b", "v5e", cache_dtype=name)
+    assert caught.value.problems[0].suggestion == near
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

@@ -106,6 +106,23 @@ case(
 )
 case("no inputs", edit("blocks:", "inputs: §{}\nblocks:"), "missing-key", says="at least one input")
 
+# -- towers whose weights would have the same paths
+TOWERS = """\
+name: towers
+dims: {vocab: 64, embed: 32, heads: 4, kv_heads: 4, head_dim: 8, mel: 20}
+inputs: {tokens: {kind: tokens}, sound: {kind: features, axes: [frames, mel]}}
+blocks:
+  layer: {args: {over: seq}, body: [{residual: [rms_norm, {attention: {causal: false, over: over}}]}]}
+graph:
+  memory: [{linear: embed, name: project, from: sound}, {repeat: {times: 2, cycle: [{layer: {over: frames}}]}}]
+  logits: [{embed: , from: tokens}, {repeat: {times: 3, cycle: [§layer]}}, unembed]
+"""
+NAMED = "name one of the two, as in {layer: …, name: …}, or put one into a block of its own"
+case("two towers", TOWERS, "duplicate-name", NAMED, "called layer.rms_norm.scale: of layer here, and of layer at bad.")
+case("two towers of one depth", TOWERS.replace("times: 3", "times: 2"), "duplicate-name", NAMED, "at bad.yaml:7:86")
+case("two towers, one written out", TOWERS.replace("times: 2", "times: 1"), "duplicate-name", NAMED)
+case("two towers in two parts", TOWERS.replace("[§layer]", "[relu, §layer]"), "duplicate-name", NAMED)
+
 # -- YAML
 case("duplicate keys", edit("gate: gelu_tanh}", "gate: gelu_tanh}\n          - {norm: , §norm: }"), "duplicate-key")
 case(

@@ -201,7 +201,10 @@ case("indivisible heads", edit("kv_heads: 2", "kv_heads: 3").replace("- attentio
      says="4 heads do not divide into 3 kv_heads")  # fmt: skip
 case("a split that does not divide", graph("[embed, {rg_lru: {blocks: §3}}, unembed]"), "indivisible",
      says="embed = 4 does not divide into 3 blocks")  # fmt: skip
-case("an odd rotation", graph("[embed, {§attention: {head_dim: 3, position: rope}}, unembed]"), "indivisible")
+case("an odd rotation", graph("[embed, {§attention: {head_dim: 3, position: rope}}, unembed]"), "indivisible",
+     "fraction 2 / 3, which is 2 channels", "fraction 1 of head_dim = 3 is 3 channels")  # fmt: skip
+case("an odd part of the channels", edit("theta: 10_000", "fraction: 0.4").replace("- attention", "- §attention"),
+     "indivisible", "fraction 0.5, which is 4 channels", "fraction 0.4 of head_dim = 8 is 3.2 channels")  # fmt: skip
 case("import", edit("times: layers", "times: §__import__('os')"), "expression-syntax", says="two underscores")
 case("lambda", edit("times: layers", "times: 'lambda x§: 1'"), "expression-syntax", says="'lambda' is not allowed")
 case("attribute", edit("times: layers", "times: §layers.real"), "unknown-name", "layers")

@@ -68,6 +68,15 @@ def test_golden(name: str) -> None:
     assert text == path.read_text("utf-8")
 
 
+def test_the_same_problem_in_several_places_is_printed_once() -> None:
+    found = problems(graph("[embed, foo, foo, {residual: [foo]}, bar, unembed]"))
+    assert [p.code for p in found] == ["unknown-block"] * 4
+    text = str(SpecError(found))
+    assert text.count("no block is called foo") == 1 and "\n    also at 3:21, 3:38\n    allowed: " in text
+    many = str(SpecError(problems(graph("[embed, " + "foo, " * 60 + "unembed]"))))
+    assert "… (59 in all)" in many and many.count("\n") == 2
+
+
 # -- files that extend each other
 def test_extends_cycle(tmp_path: Path) -> None:
     for name, other in ("ab", "bc", "ca"):
@@ -167,6 +176,7 @@ def test_unknown_phase() -> None:
 
 # -- the mapping to a checkpoint
 TWICE = block("{body: [{linear: embed}, {linear: embed}]}", "mine")
+LEAVE = "leave this line out; if their file holds a copy, put its name under ignore"
 TWICE += "weights: {huggingface: {tensors: {mine.linear.weight: x}}}\n"
 
 
@@ -178,14 +188,24 @@ TWICE += "weights: {huggingface: {tensors: {mine.linear.weight: x}}}\n"
         (WEIGHTS + "layer.attention.query: x.<laier>}}}\n", "unknown-placeholder", "layer"),
         (WEIGHTS + "layer.attention.query: x}}}\n", "duplicate-tensor", "write <layer> in its name"),
         (TWICE, "ambiguous-path", "give each of the nodes a name"),
+        (WEIGHTS + "unembed.out: x}}}\n", "unknown-path", LEAVE),
     ],
-    ids=["unknown", "unknown inside", "placeholder", "one tensor for all layers", "ambiguous"],
+    ids=["unknown", "unknown inside", "placeholder", "one tensor for all layers", "ambiguous", "tied"],
 )  # fmt: skip
 def test_mapping(text: str, code: str, suggestion: str) -> None:
     made = model.loads(text, "bad.yaml")
     found = [p for p in mapping.check(made) if p.code == code]
     assert [p.suggestion for p in found] == [suggestion]
     assert found[0].position is not None and found[0].position.line == len(text.splitlines())
+
+
+def test_a_tied_or_shared_weight_is_said_to_be_anothers() -> None:
+    two = "{repeat: {times: 2, cycle: [{mlp: {act: relu}, name: two, share: one}]}}"
+    text = graph(f"[embed, {{mlp: {{act: relu}}, name: one}}, {two}, {{unembed: {{tied: embed}}, name: head}}]")
+    text += "weights: {huggingface: {tensors: {head.out: x, two.up: y, two.ups: z}}}\n"
+    told = [p.message for p in mapping.check(model.loads(text, "bad.yaml")) if p.code == "unknown-path"]
+    assert "head.out is no parameter of its own: head uses embed.table" in told
+    assert "two.up is no parameter of its own: two uses one.up" in told
 
 
 def test_shipped_mappings_are_whole() -> None:

@@ -17,7 +17,7 @@ from compiler.graph.types import TensorType
 from compiler.lower.graph import run
 from compiler.lower.registry import Context
 from compiler.ops.leaves import Input
-from compiler.passes.differentiate import Backward, _spread, recompute
+from compiler.passes.differentiate import Backward, recompute, spread
 from compiler.passes.verify import verify
 
 Build = Callable[..., Value | Sequence[Value]]
@@ -76,7 +76,7 @@ class Case:
         forward, b, ins, outs = self._built()
         active = {v.id for v in ins if v.type.dtype.startswith("float")}
         wanted = [v for v in ins if v.id in active]
-        _spread(forward.nodes, active)
+        spread(forward.nodes, active)
         back = Backward(b, active, recompute)
         for i, v in enumerate(outs):
             if v.type.dtype.startswith("float"):

@@ -15,6 +15,7 @@ from compiler.ops.lookup import ScatterAdd
 from compiler.ops.loss import Pick, Place, cross_entropy, masked_mean
 from compiler.ops.recurrence import Recur, ShortConv
 from compiler.ops.rotate import Rotate
+from compiler.ops.rows import FromRows, ToRows
 from compiler.ops.shape import Merge, Pad, Split
 from tests.ops import reference as ref
 from tests.ops.build import Case
@@ -51,6 +52,7 @@ def _elementwise() -> list[Case]:
         values = {"y": [[1.5, -2, 0.7], [2, 1, -1]]} if fn == "div" else {}
         inputs = {"x": "batch=2 seq=3 embed=4", "y": "batch=2 seq=3"}
         made.append(Case(fn, inputs, _call(fn), lambda x, y, f=f: f(x, y[..., None]), values))
+    made.append(Case("power", {"x": "batch=2 seq=3", "y": "batch=2 seq=3"}, _call("power"), N.power, {"x": ABOVE}))
     ties = {"x": [[1, 2, 3], [1, 1, 1]], "y": [[1, 3, 2], [0, 1, 2]]}
     flat = {"x": "batch=2 seq=3", "y": "batch=2 seq=3"}
     made += [
@@ -160,6 +162,8 @@ def _attention() -> list[Case]:
         one("attend_wide_values", q, k, wide),
         one("attend_window_cap", q, k, window=2, softcap=2.0),
         one("attend_both_ways", q, k, lengths="batch=2:int32", causal=False),
+        one("attend_both_ways_window", q, k, window=2, causal=False),
+        one("attend_both_ways_tiles", q, k, lengths="batch=2:int32", window=2, causal=False, implementation="blocked"),
         one("attend_cross", q, frames, lengths="batch=2:int32", **cross),
         one("attend_blocked", q, k, wide, window=3, softcap=2.0, implementation="blocked"),
         one("attend_cross_blocked", q, frames, lengths="batch=2:int32", implementation="blocked", **cross),
@@ -201,22 +205,24 @@ def _experts() -> list[Case]:
 
     def mixture(kind: str) -> Any:
         def build(b: Any, x: Any, weights: Any, chosen: Any, w: Any) -> Any:
-            rows, order, groups = b.apply(Dispatch(Size.of(3), kind), x, chosen)
-            y = b.one(ExpertDot(("embed",), kind), rows, w, groups)
-            return b.one(Collect(kind), y, weights, chosen, order)
+            rows, order, groups = b.apply(Dispatch(Size.of(3), implementation=kind), x, chosen)
+            y = b.one(ExpertDot(("embed",), kind, Size.of(3)), rows, w, groups)
+            return b.one(Collect(Size.of(3), implementation=kind), y, weights, chosen, order)
 
         return build
 
     def two(kind: str) -> Any:
         def build(b: Any, x: Any, weights: Any, chosen: Any, w: Any) -> Any:
-            rows, order, groups = b.apply(Dispatch(Size.of(3), kind), x, chosen)
-            back = b.rename(w, embed="mlp", mlp="embed")
-            h = b.one(ExpertDot(("embed",), kind), rows, w, groups)
-            y = b.one(ExpertDot(("mlp",), kind), b.tanh(h), b.arrange(back, ("experts", "mlp", "embed")), groups)
-            return b.one(Collect(kind), y, weights, chosen, order)
+            rows, order, groups = b.apply(Dispatch(Size.of(3), implementation=kind), x, chosen)
+            back = b.arrange(b.rename(w, embed="mlp", mlp="embed"), ("experts", "mlp", "embed"))
+            h = b.one(ExpertDot(("embed",), kind, Size.of(3)), rows, w, groups)
+            y = b.one(ExpertDot(("mlp",), kind, Size.of(3)), b.tanh(h), back, groups)
+            return b.one(Collect(Size.of(3), implementation=kind), y, weights, chosen, order)
 
         return build
 
+    books = {"c": chosen, "o": "pairs=12:int32"}
+    values = {"c": CHOSEN, "o": np.argsort(np.asarray(CHOSEN).reshape(-1), kind="stable")}
     inputs = {"x": "batch=2 seq=3 embed=4", "weights": weights, "chosen": chosen, "w": "experts=3 embed=4 mlp=4"}
     return [
         *(Case(f"route_{n}", {"x": logits}, _op(Route(2, n)), ref.route(2, n)) for n in (True, False)),
@@ -226,6 +232,12 @@ def _experts() -> list[Case]:
              lambda w, c: (np.eye(4)[c] * w[..., None]).sum(2), {"c": CHOSEN}),
         Case("pick_experts", {"x": logits, "c": chosen}, _op(PickExperts()),
              lambda x, c: np.take_along_axis(x, c, -1), {"c": CHOSEN}),
+        Case("to_rows", {"x": "batch=2 seq=3 embed=4", **books}, _op(ToRows(Size.of(3))),
+             lambda x, c, o: x.reshape(6, 4)[o // 2], values),
+        Case("to_rows_each", {"x": weights, **books}, _op(ToRows(Size.of(3))),
+             lambda x, c, o: x.reshape(12)[o], values),
+        Case("from_rows", {"y": "rows=12 embed=4", **books}, _op(FromRows(Size.of(3))),
+             lambda y, c, o: y[np.argsort(o)].reshape(2, 3, 2, 4), values),
     ]  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def attend(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True, w
         seen = [
             s for s in range(k.shape[1])
             if (not causal or s <= first + t)
-            and (window is None or first + t - s < window)
+            and (window is None or abs(first + t - s) < window)
             and (lengths is None or s < lengths[b])
         ]  # fmt: skip
         if seen:

@@ -63,6 +63,16 @@ def test_plain_attention_scores_every_pair() -> None:
     assert own_and_cached.matrix == B * T * (T + Size.symbol("s")) * (4 * (16 + 16) * 2)
 
 
+def test_diagonal_attention_meets_every_lane_of_a_row() -> None:
+    q, k = tensor("batch=b seq=t heads=4 head_dim=16"), tensor("batch=b seq=t kv_heads=2 head_dim=16")
+    cache, start = tensor("batch=b slot_rows=s lanes=64"), tensor("batch=b", "int32")  # a row holds two slots
+    op = AttendCached(implementation="diagonal")
+    found = op.cost([q, k, k, cache, cache, start], op.infer(q, k, k, cache, cache, start))
+    own, rows = B * T * T * (4 * (16 + 16) * 2), B * T * Size.symbol("s") * 2 * (4 * (64 + 64) * 2)
+    assert found.matrix == own + rows
+    assert found.vector == B * T * (T + Size.symbol("s") * 2) * (4 * 5)
+
+
 def test_blocked_attention_scores_the_tiles_it_runs() -> None:
     length, blocks = 4 * BLOCK, 4
     whole, half = blocks * blocks, blocks * (blocks + 1) // 2
@@ -77,8 +87,8 @@ def test_blocked_attention_scores_the_tiles_it_runs() -> None:
 def test_dense_experts_run_all_and_ragged_ones_the_chosen() -> None:
     def product(kind: str) -> Any:
         def build(b: Any, x: Any, chosen: Any, w: Any) -> Any:
-            rows, _, groups = b.apply(Dispatch(Size.of(8), kind), x, chosen)
-            return b.one(ExpertDot(("embed",), kind), rows, w, groups)
+            rows, _, groups = b.apply(Dispatch(Size.of(8), implementation=kind), x, chosen)
+            return b.one(ExpertDot(("embed",), kind, Size.of(8)), rows, w, groups)
 
         return build
 

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph
+from compiler.graph.sizes import Size
 from compiler.lower import attention as lowering
 from compiler.lower.graph import run
 from compiler.lower.registry import Context
 from compiler.ops import attention
 from compiler.ops.attention import AttendCached
 from compiler.ops.leaves import Input
-from compiler.ops.state import After, Append, KeepLast, KeepTail
+from compiler.ops.state import After, Append, CacheLayout, KeepLast, KeepTail, slots_of
+from compiler.passes.select import Choice
 from tests.ops import reference as ref
 from tests.ops.build import Case, close, tensor
 
@@ -48,6 +50,48 @@ def test_append_is_a_ring(axes: str, length: int) -> None:
     close(found.transpose(0, 2, 1) if heads_first else found, want, 0)
 
 
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("length", [3, 7])
+def test_append_to_a_packed_cache(length: int, together: int) -> None:
+    draw = np.random.default_rng(0)
+    old, new = draw.normal(size=(2, 4, 2, 3)).astype("f4"), draw.normal(size=(2, length, 2, 3)).astype("f4")
+    valid = np.array([length, 1], np.int32)
+    want = old.copy()
+    for row in range(2):
+        for t in range(valid[row]):
+            want[row, (ROWS[row] + t) % 4] = new[row, t]
+    state = f"batch=2 slot_rows={4 // together} lanes={together * 6}"
+    arrays = {"state": old.reshape(2, 4 // together, -1), "new": new, "start": ROWS, "valid": valid}
+    found = write(Append(), state, f"batch=2 seq={length} kv_heads=2 head_dim=3", arrays)
+    close(found.reshape(2, 4, 2, 3), want, 0)
+
+
+def kept(kv: int, dim: int, slots: int, caches: CacheLayout, dtype: str = "float32") -> list[str]:
+    new = tensor(f"batch=b seq=t kv_heads={kv} head_dim={dim}", dtype)
+    return [str(t) for t in caches.types([new, new], "seq", "kv_heads", Size.of(slots))]
+
+
+def test_which_heads_lie_side_by_side() -> None:
+    """Those that do not fill tiles of 8 (or 1, 2, 4) rows of 128 columns; as few slots to a row as fill them."""
+    tpu, cpu = Choice.of("tpu").caches, Choice.of("cpu").caches
+    full = [(1, 256), (4, 256), (8, 128), (16, 128), (2, 128)]
+    found = {(kv, d): kept(kv, d, 4097, tpu)[0] for kv, d in full}
+    assert found == {(kv, d): str(tensor(f"batch=b slots=4097 kv_heads={kv} head_dim={d}")) for kv, d in full}
+    rows = {
+        (12, 64): (4104, 768),
+        (3, 64): (2056, 384),
+        (1, 64): (2056, 128),
+        (8, 80): (4104, 640),
+        (5, 80): (520, 3200),
+    }
+    for (kv, d), (count, lanes) in rows.items():
+        assert kept(kv, d, 4097, tpu) == [str(tensor(f"batch=b slot_rows={count} lanes={lanes}"))] * 2
+        assert kept(kv, d, 4097, cpu)[0] == str(tensor(f"batch=b kv_heads={kv} slots=4097 head_dim={d}"))
+    key, value = (tensor(f"batch=b seq=t kv_heads=3 head_dim={d}") for d in (64, 128))
+    both = tpu.types([key, value], "seq", "kv_heads", Size.of(4096))  # one number of slots serves both
+    assert [slots_of(cache, new, "seq") for cache, new in zip(both, (key, value), strict=True)] == [4096, 4096]
+
+
 def test_keep_last_and_keep_tail() -> None:
     draw = np.random.default_rng(0)
     old, new = draw.normal(size=(2, 3)).astype("f4"), draw.normal(size=(2, 4, 3)).astype("f4")
@@ -69,14 +113,12 @@ def test_last_valid_and_after() -> None:
     close(same.run(same.graph(), same.arrays())[0], same.arrays()["x"], 0)
 
 
-def extending(length: int, slots: int, implementation: str, **options: Any) -> Graph:
+def extending(length: int, cache: str, implementation: str, **options: Any) -> Graph:
     """One call of ``length`` positions over a ring: attention, and the ring after it."""
     b = Builder()
     names = {
-        "q": f"batch=2 seq={length} heads=2 head_dim=4", "k": f"batch=2 seq={length} kv_heads=1 head_dim=4",
-        "v": f"batch=2 seq={length} kv_heads=1 head_dim=4",
-        "old_k": f"batch=2 kv_heads=1 slots={slots} head_dim=4",
-        "old_v": f"batch=2 kv_heads=1 slots={slots} head_dim=4",
+        "q": f"batch=2 seq={length} heads=4 head_dim=4", "k": f"batch=2 seq={length} kv_heads=2 head_dim=4",
+        "v": f"batch=2 seq={length} kv_heads=2 head_dim=4", "old_k": cache, "old_v": cache,
     }  # fmt: skip
     x = {name: b.append(Input(name), (), (tensor(axes),))[0] for name, axes in names.items()}
     start, valid = (b.append(Input(n), (), (tensor("batch=2", "int32"),))[0] for n in ("start", "valid"))
@@ -88,29 +130,36 @@ def extending(length: int, slots: int, implementation: str, **options: Any) -> G
     ])  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     lengths=st.tuples(st.integers(1, 14), st.integers(1, 14)),
     chunk=st.sampled_from([1, 3, 5]),
     window=st.sampled_from([None, 2, 5]),
     softcap=st.sampled_from([None, 3.0]),
-    implementation=st.sampled_from(["plain", "blocked", "streamed"]),
+    together=st.sampled_from([0, 1, 2, 4]),
+    implementation=st.sampled_from(["plain", "blocked", "streamed", "diagonal"]),
 )
 def test_a_ring_equals_full_attention(
-    lengths: tuple[int, int], chunk: int, window: int | None, softcap: float | None, implementation: str
+    lengths: tuple[int, int], chunk: int, window: int | None, softcap: float | None, together: int, implementation: str
 ) -> None:
-    """Rows of unequal length, extended chunk by chunk; the ring holds the window and wraps round."""
+    """Rows of unequal length, extended chunk by chunk; the ring holds the window and wraps round. ``together``: slots
+    of one row of a packed cache, 0 where it is not packed."""
+    together = max(together, 1) if implementation == "diagonal" else together
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "BLOCK", 4)
         patch.setattr(lowering, "BLOCK", 4)
         draw = np.random.default_rng(sum(lengths))
         total = -(-max(lengths) // chunk) * chunk
-        q = draw.normal(size=(2, total, 2, 4)).astype("f4")
-        k, v = (draw.normal(size=(2, total, 1, 4)).astype("f4") for _ in range(2))
+        q = draw.normal(size=(2, total, 4, 4)).astype("f4")
+        k, v = (draw.normal(size=(2, total, 2, 4)).astype("f4") for _ in range(2))
         slots = window or total
-        graph = extending(chunk, slots, implementation, window=window, softcap=softcap)
+        cache = f"batch=2 kv_heads=2 slots={slots} head_dim=4"
+        if together:
+            cache = f"batch=2 slot_rows={-(-slots // together)} lanes={together * 8}"
+        graph = extending(chunk, cache, implementation, window=window, softcap=softcap)
         step = jax.jit(lambda leaves: run(graph, Context({}, leaves)))
-        state = {n: np.zeros((2, 1, slots, 4), np.float32) for n in ("old_k", "old_v")}
+        shape = [int(s.constant) for s in tensor(cache).sizes]
+        state = {n: np.zeros(shape, np.float32) for n in ("old_k", "old_v")}
         start, outs = np.zeros(2, np.int32), []
         for at in range(0, total, chunk):
             valid = np.clip(np.array(lengths) - at, 0, chunk).astype(np.int32)

@@ -12,8 +12,11 @@ from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph
 from compiler.graph.region import Region
 from compiler.ops.leaves import Input
+from compiler.parallel.plan import Plan
+from compiler.passes.accumulate import accumulate
 from compiler.passes.differentiate import differentiate, keep_all
-from compiler.passes.loss import next_token_loss
+from compiler.passes.loss import Chunk, next_token_loss
+from compiler.passes.optimise import SGD, AdamW, optimise
 from compiler.passes.partition import Partitioned, partition
 from compiler.passes.phase import phase_graph
 from compiler.passes.prune import prune
@@ -23,6 +26,7 @@ from tests.ops.build import tensor
 from tests.passes.specs import spec
 
 CASES = Path(__file__).parent / "cases"
+SIZES = {"batch": 64, "seq": 128, "capacity": 128}
 Change = Callable[[], tuple[Graph, Graph | Partitioned]]
 
 
@@ -49,6 +53,11 @@ def of(graph: Graph, change: Callable[[Graph], Graph | Partitioned]) -> tuple[Gr
     return graph, change(graph)
 
 
+def split(graph: Graph, **axes: str) -> Partitioned:
+    mesh = {m: n for m, n in {"data": 4, "model": 2}.items() if m in axes.values()}
+    return partition(graph, Plan.of(axes, mesh), SIZES)
+
+
 def dead() -> Graph:
     """A value nobody reads, and a repeat with a dead node, a dead stacked output, and what only these read."""
     b = Builder()
@@ -68,6 +77,9 @@ CHANGES: dict[str, Change] = {
     "phase/convolution_prefill": phase("shift", "prefill"),
     "phase/repeat_forward": phase("repeat", "forward"),
     "loss/next_token": lambda: of(forward("mlp"), next_token_loss),
+    "loss/chunks": lambda: of(
+        forward("mlp"), lambda g: next_token_loss(g, sizes={"batch": 2, "seq": 7}, chunk=Chunk(positions=3))
+    ),
     "select/long_attention": lambda: of(forward("attention"), lambda g: select(g, {"batch": 1, "seq": 4096})),
     "select/few_tokens": lambda: of(forward("experts"), lambda g: select(g, {"batch": 1, "seq": 2}, Choice())),
     "prune/dead_values": lambda: of(dead(), prune),
@@ -75,14 +87,15 @@ CHANGES: dict[str, Change] = {
     "differentiate/frozen": lambda: of(scalar("frozen"), differentiate),
     "differentiate/repeat": lambda: of(scalar("repeat"), differentiate),
     "differentiate/repeat_kept": lambda: of(scalar("repeat"), lambda g: differentiate(g, keep=keep_all)),
-    "partition/mlp": lambda: of(forward("mlp"), lambda g: partition(g, {"mlp": "model"}, {"model": 2})),
-    "partition/vocab": lambda: of(forward("mlp"), lambda g: partition(g, {"vocab": "model"}, {"model": 2})),
-    "partition/mlp_gradient": lambda: of(
-        differentiate(scalar("mlp")), lambda g: partition(g, {"mlp": "model"}, {"model": 2})
-    ),
+    "accumulate/mlp": lambda: of(differentiate(next_token_loss(forward("mlp"))), lambda g: accumulate(g, 2)),
+    "optimise/adamw": lambda: of(differentiate(scalar("frozen")), lambda g: optimise(g, AdamW(clip=1.0))),
+    "optimise/sgd": lambda: of(differentiate(scalar("frozen")), lambda g: optimise(g, SGD())),
+    "partition/mlp": lambda: of(forward("mlp"), lambda g: split(g, mlp="model")),
+    "partition/vocab": lambda: of(forward("mlp"), lambda g: split(g, vocab="model")),
+    "partition/mlp_gradient": lambda: of(differentiate(scalar("mlp")), lambda g: split(g, mlp="model")),
     "partition/heads": lambda: of(
         forward("attention"),
-        lambda g: partition(g, {"heads": "model", "kv_heads": "model", "batch": "data"}, {"model": 2, "data": 4}),
+        lambda g: split(g, heads="model", kv_heads="model", batch="data"),
     ),
 }
 

@@ -10,10 +10,21 @@ from compiler.errors import SpecError
 from compiler.graph.ir import Graph
 from compiler.language.model import load
 from compiler.lower.program import program, training
+from compiler.ops.leaves import Input, State
 from compiler.passes.differentiate import differentiate
-from compiler.passes.loss import next_token_loss
+from compiler.passes.loss import Chunk, next_token_loss
+from compiler.passes.optimise import AdamW
 from compiler.passes.phase import PHASES
-from compiler.passes.pipeline import Elaborate, Pipeline, phase_pipeline, printer, training_pipeline
+from compiler.passes.pipeline import (
+    PASSES,
+    Elaborate,
+    Pipeline,
+    micro_sizes,
+    phase_pipeline,
+    printer,
+    training_pipeline,
+)
+from compiler.passes.rematerialise import Rematerialise
 from compiler.passes.verify import IllegalGraph
 from tests.passes.specs import spec
 
@@ -31,6 +42,25 @@ def test_every_shipped_spec_is_legal_after_every_pass(name: str) -> None:
     assert found == set(model.parameters)
     for label, (_, t) in model.parameters.items():
         assert graph.output(f"gradient:{label}").type == t
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_shipped_spec_has_a_training_step(name: str) -> None:
+    """In micro-batches, in chunks, with values kept: every parameter leaves as it came, with its state."""
+    model = load(name)
+    remat = Rematerialise("auto", limit=1e9)
+    steps = training_pipeline(model, SIZES, remat=remat, accumulate=2, chunk=Chunk(4), optimiser=AdamW(clip=1.0))
+    assert [p.name for p in steps.passes] == [p for p in PASSES if p != "partition"]
+    graph = steps.run(model.graph)
+    outputs = dict(graph.outputs)
+    assert {"loss", "loss_weight", "gradient_norm", "state:step"} < set(outputs)
+    for label, (_, t) in model.parameters.items():
+        kinds = {n: outputs[f"state:{label}:{n}"].type for n in ("first", "second", "master") if t.dtype == "bfloat16"}
+        assert outputs[f"parameter:{label}"].type == t
+        assert all(kind == t.with_dtype("float32") for kind in kinds.values())
+    assert all(n.op.kind == "optimiser" for n in graph.leaves(State))  # type: ignore[attr-defined]
+    tokens = next(n.result.type for n in graph.leaves(Input) if n.op.label == "tokens")  # type: ignore[attr-defined]
+    assert tokens.size("batch").evaluate(micro_sizes(SIZES, 2)) == SIZES["batch"]
 
 
 def test_passes_run_in_order_and_print() -> None:
@@ -73,7 +103,7 @@ def test_differentiate_refuses_what_it_cannot() -> None:
         differentiate(graph, "los")
     assert error.value.problems[0].suggestion == "loss"
     with pytest.raises(SpecError, match="only a single number"):
-        differentiate(graph, "logits")
+        differentiate(program(spec("mlp"), "forward", SIZES).graph, "logits")
     with pytest.raises(SpecError, match=r"no parameter is called mlp\.upp") as error:
         differentiate(graph, wrt=["mlp.upp"])
     assert error.value.problems[0].suggestion == "mlp.up"

@@ -14,6 +14,9 @@ from compiler.ops.collective import AllReduce
 from compiler.ops.control import Repeat
 from compiler.ops.elementwise import Map
 from compiler.ops.leaves import Argument
+from compiler.passes.differentiate import differentiate
+from compiler.passes.loss import next_token_loss
+from compiler.passes.optimise import SGD, optimise
 from compiler.passes.phase import phase_graph
 from compiler.passes.verify import IllegalGraph, verify
 from tests.ops.build import tensor
@@ -133,6 +136,12 @@ def carried_changes_type() -> Graph:
     return repeat(body=dataclasses.replace(inner, outputs=(("carry0", weight),)))
 
 
+def narrowed() -> Graph:
+    """A new parameter that is not typed as the old one."""
+    graph = optimise(differentiate(next_token_loss(mlp())), SGD())
+    return dataclasses.replace(graph, outputs=(("parameter:mlp.up", graph.output("loss")),))
+
+
 BROKEN: dict[str, tuple[Callable[[], Graph], str]] = {
     "operand never made": (undefined, "operand 0 is %999, which nothing before it"),
     "operand made later": (out_of_order, "which nothing before it"),
@@ -150,6 +159,7 @@ BROKEN: dict[str, tuple[Callable[[], Graph], str]] = {
     "region reads past its arguments": (outside_value_in_a_region, "which nothing before it"),
     "slice of a stack": (wrong_slice, "its stack float32"),
     "trips": (lambda: repeat(trips=4), "does not have layers=4 in front"),
+    "new parameter": (narrowed, "parameter:mlp.up becomes float32[], and was float32[embed=8 mlp=16]"),
     "carried value": (carried_changes_type, "a repeated layer turns"),
 }  # fmt: skip
 
@@ -158,7 +168,7 @@ BROKEN: dict[str, tuple[Callable[[], Graph], str]] = {
 def test_broken_graphs_are_refused(name: str) -> None:
     build, text = BROKEN[name]
     with pytest.raises(IllegalGraph) as error:
-        verify(build(), ("elaborate", "phase", "loss", "differentiate"), after="select")
+        verify(build(), ("elaborate", "phase", "loss", "differentiate", "optimise"), after="select")
     assert text in str(error.value) and str(error.value).startswith("after select")
     assert not isinstance(error.value, BlockgraphError)  # a bug of ours, never the user's
 

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from compiler.lower.program import program
+from compiler.ops.attention import AttendCached
+from compiler.ops.state import HEADS_FIRST, CacheLayout
 from compiler.passes.select import Choice
 from runtime.generate import generate
 from tests.huggingface import CASES, case
 
 TOLERANCE = 1e-4
 CAPACITY = 48
+PACKED = CacheLayout(heads_first=False, lanes=128)
 
 
 @pytest.mark.parametrize("name", [*CASES, "llama_sharded"])
@@ -25,16 +28,16 @@ def test_forward(name: str) -> None:
     assert c.error(logits) < TOLERANCE
 
 
-@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize("caches", [HEADS_FIRST, CacheLayout(heads_first=False), PACKED], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_chunked_prefill(name: str, heads_first: bool) -> None:
-    if not heads_first and name not in ("gemma2", "recurrent_gemma"):
+def test_chunked_prefill(name: str, caches: CacheLayout) -> None:
+    if caches != HEADS_FIRST and name not in ("gemma2", "recurrent_gemma"):
         pytest.skip("the order of a cache is shown on two families")
     c = case(name)
     rows, length = c.tokens.shape
     chunk = 11  # longer than the window of 8: of more new entries than slots only the last stay
     made = program(c.model, "prefill", {"batch": rows, "seq": chunk, "capacity": CAPACITY}, logits="all",
-                   choice=Choice(heads_first=heads_first))  # fmt: skip
+                   choice=Choice(caches=caches))  # fmt: skip
     fn, state, got = made.jitted(), made.empty_state(), []
     for start in range(0, length, chunk):
         tokens = np.zeros((rows, chunk), np.int32)
@@ -47,11 +50,16 @@ def test_chunked_prefill(name: str, heads_first: bool) -> None:
     np.testing.assert_array_equal(state["length"], c.lengths)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", CASES)
-def test_decode_token_by_token(name: str) -> None:
+def test_decode_token_by_token(name: str, platform: str) -> None:
+    """Run here as it is selected for the platform: for TPU these small heads lie side by side."""
     c = case(name)
     rows, length = c.tokens.shape
-    made = program(c.model, "decode", {"batch": rows, "seq": 1, "capacity": CAPACITY})
+    choice = Choice.of(platform)
+    made = program(c.model, "decode", {"batch": rows, "seq": 1, "capacity": CAPACITY}, choice=choice)
+    chosen = {n.op.implementation for n, _ in made.graph.walk() if isinstance(n.op, AttendCached)}
+    assert chosen == {"diagonal" if platform == "tpu" else "streamed"}
     fn, state, got = made.jitted(), made.empty_state(), []
     for t in range(length):
         valid = (t < c.lengths).astype(np.int32)
@@ -60,13 +68,15 @@ def test_decode_token_by_token(name: str) -> None:
     assert c.error(np.concatenate(got, 1)) < TOLERANCE
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "mixtral"])
-def test_verify_and_commit_a_random_part(name: str) -> None:
+def test_verify_and_commit_a_random_part(name: str, platform: str) -> None:
     """Verify leaves the state as it was; commit writes the accepted tokens only."""
     c = case(name)
     rows, length = c.tokens.shape
     sizes = {"batch": rows, "seq": 5, "capacity": CAPACITY}
-    verify, commit = (program(c.model, phase, sizes) for phase in ("verify", "commit"))
+    choice = Choice.of(platform)
+    verify, commit = (program(c.model, phase, sizes, choice=choice) for phase in ("verify", "commit"))
     check, write = jax.jit(verify.function()), commit.jitted()
     state, done, random = verify.empty_state(), np.zeros(rows, int), np.random.default_rng(0)
     worst = 0.0

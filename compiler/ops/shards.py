@@ -1,0 +1,84 @@
+"""Programs over the shards of an axis, for ops that look beyond their own: halos and carries passed on.
+
+``b`` is the partition pass's builder (compiler/passes/across.py). An axis is split in [shards, axis]; what is done
+along ``axis`` stays on a shard, and only what is done along ``shards`` moves data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from compiler.graph.ir import Value
+from compiler.graph.sizes import Size
+from compiler.ops.collective import Permute
+
+SHARDS = "shards"
+CARRIES = "carries"  # the same axis once every shard has all of it
+
+
+def parts(b: Any, x: Value, axis: str, shards: int) -> Value:
+    """x [.., axis, ..] as [.., shards, axis, ..]."""
+    from compiler.ops.shape import Split
+
+    size = x.type.size(axis) // shards
+    return b.one(Split(axis, (SHARDS, axis), (Size.of(shards), size)), x)
+
+
+def joined(b: Any, x: Value, axis: str, like: Value) -> Value:
+    """The way back, typed as ``like``."""
+    from compiler.ops.shape import Merge
+
+    return b.one(Merge((SHARDS, axis), axis, like.type.size(axis)), x)
+
+
+def edge(b: Any, x: Value, axis: str, size: Any, last: bool) -> Value:
+    """The first or last entries of each shard."""
+    return b.slice(x, axis, x.type.size(axis) - size if last else 0, size)
+
+
+def to_next(b: Any, x: Value, by: int, shards: int, wrap: bool = False) -> Value:
+    """Each shard's value ``by`` shards further along."""
+    return b.collective(Permute((b.mesh_axis,), shards, by, wrap), x)
+
+
+def shift(b: Any, x: Value, axis: str, by: int, shards: int) -> Value:
+    """Entries moved along a sharded axis: a shard's edge goes to its neighbour."""
+    from compiler.ops.recurrence import Shift
+
+    if abs(by) > b.size(x.type, axis) // shards:
+        return b.one(Shift(axis, by), b.whole(x, axis))
+    inner = parts(b, x, axis, shards)
+    halo = to_next(b, edge(b, inner, axis, abs(by), last=by > 0), 1 if by > 0 else -1, shards)
+    rest = b.slice(inner, axis, 0 if by > 0 else -by, inner.type.size(axis) - abs(by))
+    return joined(b, b.concat(*((halo, rest) if by > 0 else (rest, halo)), axis=axis), axis, x)
+
+
+def short_conv(b: Any, op: Any, ins: Sequence[Value], shards: int) -> Value:
+    """A short convolution along a sharded axis: each shard's last inputs are the tail of the next."""
+    x, kernel = ins
+    taps = int(kernel.type.size(op.taps).constant) - 1
+    if taps > b.size(x.type, op.axis) // shards:
+        return b.one(op, b.whole(x, op.axis), kernel)
+    inner = parts(b, x, op.axis, shards)
+    if taps == 0:
+        return joined(b, b.one(op, inner, kernel), op.axis, x)
+    halo = to_next(b, edge(b, inner, op.axis, taps, last=not op.reverse), -1 if op.reverse else 1, shards)
+    return joined(b, b.one(op, inner, kernel, b.rename(halo, **{op.axis: "taps"})), op.axis, x)
+
+
+def recur(b: Any, op: Any, ins: Sequence[Value], shards: int) -> Value:
+    """A recurrence along a sharded axis: each shard runs from zero, the ends and decays of all are gathered and
+    combined, and each runs again from the state that reaches it."""
+    from compiler.ops.recurrence import Recur
+
+    value, decay = (parts(b, x, op.axis, shards) for x in ins[:2])
+    alone = b.one(op, value, decay)
+    ends = b.reduce(edge(b, alone, op.axis, 1, last=not op.reverse), "sum", (op.axis,))
+    decays = b.reduce(b.cast(decay, "float32"), "sum", (op.axis,))
+    ends, decays = (b.rename(b.whole(x, SHARDS), **{SHARDS: CARRIES}) for x in (ends, decays))
+    reached = b.one(Recur(CARRIES, op.reverse, "associative"), ends, decays, *ins[2:])
+    entering = b.shift(reached, CARRIES, -1 if op.reverse else 1)
+    if len(ins) > 2:
+        entering = b.first(entering, ins[2], CARRIES, op.reverse)
+    return joined(b, b.one(op, value, decay, b.rename(entering, **{CARRIES: SHARDS})), op.axis, ins[0])

@@ -1,0 +1,153 @@
+"""From a request to the graph of one call, on a mesh where one is asked for. No JAX here: what is compiled, explained
+and priced is built by the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compiler.errors import Problem, SpecError, nearest
+from compiler.graph.ir import Graph, Value
+from compiler.language.model import Model
+from compiler.parallel import strategy as strategies
+from compiler.parallel.layout import Layout, lay
+from compiler.parallel.mesh import parse
+from compiler.parallel.network import network
+from compiler.parallel.request import Parallel, Request, Training, Wires
+from compiler.parallel.resolve import Resolved, resolve
+from compiler.parallel.tensors import Tensor
+from compiler.passes.call import TRAIN, sizes_for, whole_prompt
+from compiler.passes.loss import Chunk
+from compiler.passes.optimise import SGD, AdamW, Optimiser
+from compiler.passes.partition import Partitioned, partition
+from compiler.passes.phase import phase_graph
+from compiler.passes.pipeline import PrintAfter, micro_sizes, phase_pipeline, training_pipeline
+from compiler.passes.rematerialise import POLICIES, Rematerialise
+from compiler.passes.select import Choice
+from compiler.passes.verify import verify
+from compiler.targets.types import Target
+
+LOGITS_BYTES = 1 << 30  # of a chunk of the loss, on each device
+
+
+@dataclass(frozen=True)
+class Meshed:
+    """The plan, every value's placement, the order of the devices."""
+
+    plan: Resolved
+    made: Partitioned
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Built:
+    """The graph of a call and the numbers of its symbols; ``graph`` is the partitioned one where there is a mesh."""
+
+    graph: Graph
+    sizes: Mapping[str, int]
+    choice: Choice
+    meshed: Meshed | None = None
+
+
+def build(
+    model: Model, asked: Request, target: Target, wires: Wires | None = None, print_after: PrintAfter | None = None
+) -> Built:
+    """Runs the passes of a call for a target. Raises SpecError, PhaseError with every problem found."""
+    choice = Choice.of(target.platform)
+    sizes = sizes_for(asked.phase, asked.batch, asked.length, asked.chunk, asked.sizes)
+    plan = _plan(model, asked, sizes, target) if asked.parallel is not None else None
+    if asked.phase == TRAIN:
+        made = _training(model, asked, sizes, choice, plan).run(model.graph, print_after)
+        sizes = micro_sizes(sizes, asked.training.accumulate)
+    else:
+        fresh = whole_prompt(asked.phase, sizes)
+        pipeline = phase_pipeline(model, asked.phase, sizes, logits=asked.logits, fresh=fresh, choice=choice)
+        made = pipeline.run(model.graph, print_after)
+    if plan is None:
+        return Built(made, sizes, choice)
+    placed = partition(made, plan, sizes)
+    verify(placed.graph, after="partition")
+    if print_after is not None:
+        print_after("partition", placed)  # type: ignore[arg-type]
+    layout = lay(plan.mesh, network(target, wires), traffic(placed))
+    return Built(placed.graph, sizes, choice, Meshed(plan, placed, layout))
+
+
+def _plan(model: Model, asked: Request, sizes: Mapping[str, int], target: Target) -> Resolved:
+    """What goes where, from the graph before it is differentiated: gradients and the optimiser follow parameters."""
+    assert asked.parallel is not None
+    strategy = strategies.load(asked.parallel.strategy, shard=asked.parallel.shard, replicate=asked.parallel.replicate)
+    mesh = parse(asked.parallel.mesh or _only_axis(strategy.mesh, asked.parallel), asked.parallel.slices)
+    training = asked.phase == TRAIN
+    if training:
+        sizes = micro_sizes(sizes, asked.training.accumulate)
+    graph = phase_graph(model, "forward" if training else asked.phase, asked.logits).graph
+    return resolve(strategy, mesh, graph, sizes, target.devices, machine=str(target), training=training)
+
+
+def _only_axis(axes: tuple[str, ...], asked: Parallel) -> str:
+    if len(axes) == 1:
+        return f"{axes[0]}=-1"
+    example = ",".join(f"{a}=…" for a in axes)
+    message = f"{asked.strategy} shards over {', '.join(axes)}: say how many devices each has (--mesh {example})"
+    raise SpecError(Problem("bad-mesh", message, None, axes))
+
+
+def _training(model: Model, asked: Request, sizes: Mapping[str, int], choice: Choice, plan: Resolved | None) -> Any:
+    asked_for, shards = asked.training, _shards(plan, sizes)
+    rows = shards({"batch": sizes["batch"], "seq": sizes["seq"], "vocab": _vocab(model)})
+    chunk = Chunk(positions=asked_for.loss_chunk, logits_bytes=LOGITS_BYTES * rows)
+    policy = asked_for.remat
+    remat = Rematerialise(policy) if policy in POLICIES else Rematerialise("names", tuple(policy.split(",")))
+    if policy == "auto":
+        divided = lambda v: shards({a: int(s.evaluate(sizes)) for a, s in v.type.pairs})  # noqa: E731
+        remat = replace(remat, limit=asked_for.remat_limit, shards=divided)
+    return training_pipeline(
+        model, sizes, remat=remat, accumulate=asked_for.accumulate, chunk=chunk, optimiser=optimiser(asked_for),
+        choice=choice,
+    )  # fmt: skip
+
+
+def _vocab(model: Model) -> int:
+    return int(model.dims.get("vocab", 1))
+
+
+def _shards(plan: Resolved | None, sizes: Mapping[str, int]) -> Any:
+    """Over how many devices an activation of these sizes is divided."""
+
+    def divided(found: Mapping[str, int]) -> int:
+        if plan is None:
+            return 1
+        return Tensor("activations", "", found, {}, 0.0).shards(plan)
+
+    return divided
+
+
+def optimiser(asked: Training) -> Optimiser:
+    """The optimiser of a training step by name."""
+    made: dict[str, Optimiser] = {
+        "adamw": AdamW(clip=asked.clip, first=asked.moments, second=asked.moments),
+        "sgd": SGD(clip=asked.clip, first=asked.moments),
+    }
+    if asked.optimiser not in made:
+        message = f"no optimiser is called {asked.optimiser}"
+        known = tuple(made)
+        raise SpecError(Problem("unknown-name", message, None, known, nearest(asked.optimiser, known)))
+    return made[asked.optimiser]
+
+
+def traffic(made: Partitioned) -> dict[str, float]:
+    """Bytes that a device sends over each mesh axis in one call."""
+    found: dict[str, float] = {}
+    for node, times in made.graph.walk():
+        axes = getattr(node.op, "mesh_axes", ())
+        if axes:
+            sent = float(node.op.cost(_locals(made, node.operands), _locals(made, node.results)).sent.constant)
+            for axis in axes:
+                found[axis] = found.get(axis, 0.0) + sent * times
+    return found
+
+
+def _locals(made: Partitioned, values: tuple[Value, ...]) -> list[Any]:
+    return [made.local(v) for v in values]

@@ -1,0 +1,50 @@
+"""Sparse experts on several devices equal one device; the compiled program holds exactly the graph's collectives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lower.experts_on_devices import CASES, Case
+
+ROOT = Path(__file__).parents[2]
+EXCHANGES = {"forward": 2, "train": 7, "decode": 2}  # there and back; and, recomputed and on the way back, five
+
+
+@cache
+def results(which: str) -> dict[str, dict[str, Any]]:
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "tests.lower.experts_on_devices", which]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {r["case"]: r for r in map(json.loads, done.stdout.splitlines())}
+
+
+def check(case: Case, found: dict[str, Any]) -> None:
+    assert found["worst"] < 1e-5
+    assert found["emitted"] == found["planned"]
+    travel = case.strategy.split()[-1] in ("expert", "tensor", "2") and "expert" in case.strategy
+    expected = EXCHANGES[case.phase] if travel and not case.dense and not case.many else 0
+    assert found["exchanges"] == expected
+
+
+@pytest.mark.parametrize("case", CASES["fast"], ids=str)
+def test_devices_equal_one(case: Case) -> None:
+    check(case, results("fast")[str(case)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES["slow"], ids=str)
+def test_more_devices_equal_one(case: Case) -> None:
+    check(case, results("slow")[str(case)])

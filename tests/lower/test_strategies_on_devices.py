@@ -1,0 +1,55 @@
+"""The shipped strategies, alone and combined, equal one device; the compiled program holds the graph's collectives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lower.strategies_on_devices import CASES, Case
+
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def results(which: str) -> dict[str, dict[str, Any]]:
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "tests.lower.strategies_on_devices", which]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {r["case"]: r for r in map(json.loads, done.stdout.splitlines())}
+
+
+def check(found: dict[str, Any]) -> None:
+    assert found["worst"] < 1e-5
+    planned, emitted = found["planned"], found["emitted"]
+    # the compiler drops a collective whose equal is there already; it never adds one or makes another kind of it
+    assert all(emitted.get(kind, 0) <= n for kind, n in planned.items())
+    assert sum(emitted.values()) >= 0.9 * sum(planned.values()) and set(emitted) <= set(planned)
+
+
+@pytest.mark.parametrize("case", CASES["fast"], ids=str)
+def test_devices_equal_one(case: Case) -> None:
+    check(results("fast")[str(case)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES["slow"], ids=str)
+def test_more_devices_equal_one(case: Case) -> None:
+    check(results("slow")[str(case)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES["random"], ids=str)
+def test_random_meshes_equal_one(case: Case) -> None:
+    check(results("random")[str(case)])
