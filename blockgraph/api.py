@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +13,13 @@ from compiler.errors import BlockgraphError, Problem
 from compiler.language.load import shipped
 from compiler.language.model import Model, load
 from compiler.language.model import loads as loads
+from compiler.parallel.request import Training as Training
 from costmodel.calls import BATCH, LENGTH, phase_of
 
 if TYPE_CHECKING:
+    from blockgraph.checks import Checked
+    from blockgraph.meshes import Figures
+    from blockgraph.room import Setting
     from compiler.targets import Result
     from runtime.inputs import Inputs
     from runtime.trace import Record
@@ -33,7 +35,9 @@ def specs() -> dict[str, Path]:
 
 @dataclass(frozen=True, repr=False)
 class Compiled:
-    """What the compiler said of one phase on one target, and where the artifacts are (``out`` None: nowhere)."""
+    """What the compiler said of one phase on one target, and where the artifacts are (``out`` None: nowhere).
+    ``figures``: ours of one device, of a mesh and of a training step; ``checked``: what was asked of the compiler
+    against what it made; ``settings``: of a program that does not fit, changes that would."""
 
     model: str
     phase: str
@@ -42,6 +46,10 @@ class Compiled:
     chunk: int | None
     result: Result
     out: Path | None
+    devices_used: int = 1
+    figures: Figures | None = None
+    checked: Checked | None = None
+    settings: tuple[Setting, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Compiled {self.call} · {self.result.target}: {self.result.verdict}>"
@@ -53,7 +61,7 @@ class Compiled:
         return " · ".join([self.model, self.phase, f"batch {self.batch:,}", f"length {self.length:,}", *chunk])
 
     def as_json(self) -> dict[str, Any]:
-        head: dict[str, Any] = {"devices_used": 1}
+        head: dict[str, Any] = {"devices_used": self.devices_used}
         head |= {
             "model": self.model,
             "phase": self.phase,
@@ -61,7 +69,12 @@ class Compiled:
             "length": self.length,
             "chunk": self.chunk,
         }
-        return {**head, **self.result.as_json()}
+        tail = {
+            "figures": self.figures.as_json() if self.figures is not None else None,
+            "check": self.checked.as_json() if self.checked is not None else None,
+            "settings_that_fit": [s.as_json() for s in self.settings],
+        }
+        return {**head, **self.result.as_json(), **tail}
 
 
 def check_size(name: str, value: int, least: int = 1) -> int:
@@ -79,6 +92,13 @@ def compile(
     batch: int = BATCH,
     length: int = LENGTH,
     chunk: int | None = None,
+    mesh: str | None = None,
+    parallel: str | None = None,
+    shard: Sequence[str] = (),
+    replicate: Sequence[str] = (),
+    slices: int | None = None,
+    training: Training | None = None,
+    check: bool = False,
     out: str | Path | None = None,
     sizes: Mapping[str, int] | None = None,
     logits: str | None = None,
@@ -87,47 +107,66 @@ def compile(
     progress: Progress | None = None,
 ) -> Compiled:
     """Compiles a phase with the target's real compiler, in a child process. ``phase``: decode unless another is asked
-    for; forward for a model that has no decode, and a note says so. ``length``: positions of the call for
-    forward and prefill (there at most ``chunk`` a call), room of the cache for all streaming phases. Writes
-    stablehlo.txt, optimised_hlo.txt, artifact.jaxexport and summary.json into ``out``; without one no file stays
-    (the verdict is kept in the cache either way).
+    for; forward for a model that has no decode, and a note says so; "train" is a whole training step, made as
+    ``training`` says (compiler.parallel.request.Training). ``length``: positions of the call for forward, prefill
+    (there at most ``chunk`` a call) and train, room of the cache for all streaming phases.
+    ``parallel`` and ``mesh`` ("data=4,model=2") use all devices of the target, divided as docs/parallelism.md says;
+    without them one is used. ``slices``: those of the target unless given. ``check`` reads the compiled program and
+    holds its collectives and FLOPs against those of the graph.
+    Writes stablehlo.txt, optimised_hlo.txt, artifact.jaxexport and summary.json into ``out``; without one no file
+    stays (the verdict is kept in the cache either way).
     A process with jax alone loads the artifact: ``e = jax.export.deserialize(bytearray(data))``, then ``jax.jit(e.call,
-    donate_argnums=1)(params, state, inputs)`` gives (outputs, state). All are dicts by label, and
-    ``jax.tree.unflatten(e.in_tree, e.in_avals)`` gives their shapes; the state begins as zeros.
+    donate_argnums=1)(params, state, inputs)`` gives (outputs, state); of a training step (outputs, params, state), and
+    both of the first are donated. All are dicts by label, and ``jax.tree.unflatten(e.in_tree, e.in_avals)`` gives
+    their shapes; the state begins as zeros.
     Raises TargetError where there is no verdict; a program that does not fit is a verdict."""
+    from blockgraph import compiling
     from compiler.parallel.request import Request
-    from compiler.passes.phase import phase_graph
-    from compiler.targets import Job, run
+    from compiler.targets.types import parse_target
 
+    found = parse_target(target)
     model = load(model) if isinstance(model, str) else model
     check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
+    asked = compiling.parallel_of(parallel, mesh, shard, replicate, slices, found)
     phase, note = phase_of(model, phase)
-    phase_graph(model, phase, logits)  # a phase that the model cannot run is told here, before a child starts
-    source, overrides = origin(model)
-    request = Request(phase, batch, length, chunk, dict(sizes or {}), logits)
-    kwargs = {
-        "spec": source, "overrides": overrides, "request": request.as_json(), "export": export and out is not None,
-    }  # fmt: skip
-    job = Job(target, "compiler.lower.entry:build", kwargs, time_limit=time_limit)
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="blockgraph-compile-") as folder:
-            try:
-                result = run(replace(job, out=folder, artifacts=()), progress)
-            except BlockgraphError as error:
-                raise type(error)([_without_log(p, folder) for p in error.problems]) from None
-    else:
-        result = run(replace(job, out=str(out)), progress)
-    result = replace(result, notes=(*((note,) if note is not None else ()), *result.notes))
-    compiled = Compiled(model.name, phase, batch, length, chunk, result, None if out is None else Path(out))
+    request = Request(phase, batch, length, chunk, dict(sizes or {}), logits, training or Training(), asked)
+    compiled = compiling.run(model, request, found, out, check, time_limit, export, progress)
+    notes = (*((note,) if note is not None else ()), *compiled.result.notes)
+    compiled = replace(compiled, result=replace(compiled.result, notes=notes))
     if compiled.out is not None:
         write_json(compiled.out / "summary.json", compiled.as_json())
     return compiled
 
 
-def _without_log(problem: Problem, folder: str) -> Problem:
-    """A problem whose log is gone with the folder that it lay in."""
-    message = re.sub(rf"log: {re.escape(folder)}\S*", "--out DIR keeps the whole log", problem.message)
-    return replace(problem, message=message)
+def explain(
+    model: Model | str,
+    *,
+    parallel: str,
+    mesh: str | None = None,
+    target: str | None = None,
+    chips: int | None = None,
+    phase: str | None = None,
+    batch: int = BATCH,
+    length: int = LENGTH,
+    chunk: int | None = None,
+    shard: Sequence[str] = (),
+    replicate: Sequence[str] = (),
+    slices: int | None = None,
+    training: Training | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Where everything lies on a mesh, what moves over it, how often and why; no compiler runs. ``target``: a machine,
+    whose links are then told; else ``chips`` devices, or as many as the mesh has."""
+    from blockgraph import meshes
+    from compiler.parallel.request import Request
+
+    model = load(model) if isinstance(model, str) else model
+    check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
+    found = meshes.place(target, chips, mesh, slices)
+    asked = meshes.parallel_of(parallel, mesh, shard, replicate, slices, found)
+    phase, _ = phase_of(model, phase)
+    request = Request(phase, batch, length, chunk, dict(sizes or {}), None, training or Training(), asked)
+    return meshes.explain(model, request, found)
 
 
 def origin(model: Model) -> tuple[str, str]:

@@ -121,7 +121,7 @@ def rows(comparison: Comparison) -> list[Row]:
         key, numbers = _key(m), _numbers(m)
         sums[key] = [a + b for a, b in zip(sums.get(key, [0, 0, 0, 0]), numbers, strict=True)]
     order = ("equal", "normalised", "changed", "missing", "extra")
-    made = [Row(*key[:4], *numbers, key[4]) for key, numbers in sums.items()]
+    made = [Row(*key[:4], n[0], n[1], n[2], n[3], key[4]) for key, n in sums.items()]
     return sorted(made, key=lambda row: (order.index(row.status), row.kind, row.axes))
 
 
@@ -143,7 +143,7 @@ def _numbers(m: Match) -> tuple[int, int, int, int]:
     asked = (m.count * len(m.expected), sum(e.bytes for e in m.expected) * m.count)
     if "merged" in m.how:
         return (*asked, 0, 0)
-    if "hoisted" in m.how or len(m.found) > 1 and m.status in ("equal", "changed"):
+    if "hoisted" in m.how or (len(m.found) > 1 and m.status in ("equal", "changed")):
         runs = [min(c.count, m.count) for c in m.found]
         return (*asked, sum(runs), sum(c.bytes * n for c, n in zip(m.found, runs, strict=True)))
     return (*asked, m.count * len(m.found), sum(c.bytes for c in m.found) * m.count)

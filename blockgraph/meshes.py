@@ -20,11 +20,13 @@ from compiler.ops.leaves import Input, Leaf, Parameter, State
 from compiler.parallel import build as building
 from compiler.parallel import strategy as strategies
 from compiler.parallel.build import Built
+from compiler.parallel.layout import Links
+from compiler.parallel.mesh import parse as parse_mesh
 from compiler.parallel.request import Parallel, Request, Topology, Training, Wires
 from compiler.passes.call import TRAIN
 from compiler.passes.classes import state_class
 from compiler.passes.placement import Partial, numbers
-from compiler.targets.types import DEFAULT_PRECISION, Target
+from compiler.targets.types import DEFAULT_PRECISION, Target, parse_target
 from costmodel.machines import Machine, machine
 from costmodel.memory import activation_bytes
 from costmodel.origins import AS_WRITTEN, origins
@@ -58,6 +60,23 @@ def wires_of(target: Target) -> Wires | None:
 def devices_only(count: int) -> Target:
     """So many devices of no machine in particular: their links have no rate."""
     return Target("cpu", "cpu", str(count), 1, count, DEFAULT_PRECISION["cpu"])
+
+
+def place(target: str | None, chips: int | None, mesh: str | None, slices: int | None = None) -> Target:
+    """The target of a name; else so many devices; else as many as a mesh has. Raises where none says."""
+    if target is not None and chips is not None:
+        message = f"--chips {chips} and --target {target} both say what the machine is"
+        raise BlockgraphError(Problem("conflicting-options", message, None, (), "only one of them"))
+    if target is not None:
+        return parse_target(target)
+    if chips is None:
+        found = parse_mesh(mesh, slices or 1) if mesh else None
+        if found is None or -1 in found.sizes.values():
+            message = "how many devices there are is not said"
+            suggestion = "--target tpu:v5p:4x4x4, --chips 64, or a mesh with all its numbers"
+            raise BlockgraphError(Problem("missing-option", message, None, (), suggestion))
+        chips = found.devices
+    return devices_only(chips)
 
 
 def parallel_of(
@@ -184,7 +203,7 @@ def moves(built: Built, platform: str = "tpu") -> list[Move]:
         ins, outs = [device.local(v) for v in node.operands], [device.local(v) for v in node.results]
         kind, size = KINDS[op.name], float((outs if KINDS[op.name] == "all-gather" else ins)[0].bytes.constant)
         if op.name == "exchange" and platform == "cpu":  # which sends all the room there is
-            kind, size = "all-to-all", size * (1 if op.back else op.shards)
+            kind, size = "all-to-all", size * (1 if getattr(op, "back", False) else op.shards)
         sent = float(op.cost(ins, outs).sent.evaluate(built.sizes))
         why = made.why.get(node.result.id, "") or f"{op.text().split('<')[0]} between shards"
         found.append(
@@ -291,10 +310,7 @@ class Figures:
             "strategy": meshed.plan.strategy if meshed else None,
             "mesh": self.mesh,
             "devices": self.target.devices if meshed else 1,
-            "links": {
-                name: {"text": str(found), "over": list(found.kinds), "bytes_per_s": None if math.isinf(found.bytes_per_s) else found.bytes_per_s}
-                for name, found in links.items()
-            },
+            "links": {name: _links(found) for name, found in links.items()},
             "notes": self.notes,
             "memory_per_device": self.device.memory(),
             "flops_per_device": sum(self.device.flops().values()),
@@ -302,6 +318,11 @@ class Figures:
             "collectives": totals(found),
             "sent_by_axis": building.traffic(meshed.made) if meshed else {},
         }
+
+
+def _links(found: Links) -> dict[str, Any]:
+    rate = None if math.isinf(found.bytes_per_s) else found.bytes_per_s
+    return {"text": str(found), "over": list(found.kinds), "bytes_per_s": rate}
 
 
 def figures(model: Model, request: Request, target: Target, built: Built | None = None) -> Figures:

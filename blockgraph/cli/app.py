@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from blockgraph.cli import build, draw, look, run
+from blockgraph.cli import build, draw, look, mesh, run
 from blockgraph.cli.guard import guarded
 
 HELP = (
@@ -52,6 +52,7 @@ COMMANDS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("Look at models", "diff", look.diff),
     ("Plan and compile", "simulate", build.simulate),
     ("Plan and compile", "compile", build.compile_),
+    ("Plan and compile", "explain", mesh.explain),
     ("Run", "generate", run.generate),
     ("Run", "trace", run.trace),
     ("Run", "export", run.export),

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from blockgraph.cli import mesh as mesh_options
 from blockgraph.cli import options, screen
-from blockgraph.cli.options import Batch, Json, Length, Phase, Priced, Sets, Sizes, Spec
+from blockgraph.cli.mesh import Call
+from blockgraph.cli.options import Batch, Json, Length, Priced, Sets, Sizes, Spec
 from costmodel.calls import BATCH, LENGTH, phase_of
 
 if TYPE_CHECKING:
@@ -79,10 +81,23 @@ def compile_(
     target: Annotated[
         str, typer.Option("--target", metavar="TARGET", help="cpu, tpu:v5p:4x4x4, gpu:h100:1x8 …; none is needed here.")
     ] = "cpu",
-    phase: Annotated[Phase | None, typer.Option("--phase", help=f"The program to compile{DEFAULT}.")] = None,
+    phase: Annotated[Call | None, typer.Option("--phase", help=f"The program to compile{DEFAULT}.")] = None,
     batch: Batch = BATCH,
     length: Length = LENGTH,
     chunk: Annotated[int | None, typer.Option("--chunk", min=1, help="Tokens of one prefill or verify call.")] = None,
+    mesh: mesh_options.Mesh = None,
+    parallel: mesh_options.Strategy = None,
+    shard: mesh_options.Shard = None,
+    replicate: mesh_options.Replicate = None,
+    slices: mesh_options.Slices = None,
+    check: Annotated[bool, typer.Option("--check", help="Hold the compiled program against the graph.")] = False,
+    optimiser: mesh_options.OptimiserName = None,
+    moments: mesh_options.Moments = None,
+    remat: mesh_options.Remat = None,
+    remat_limit: mesh_options.RematLimit = None,
+    accumulate: mesh_options.Accumulate = None,
+    clip: mesh_options.Clip = None,
+    loss_chunk: mesh_options.LossChunk = None,
     out: Annotated[
         str | None, typer.Option("--out", metavar="DIR", help="Keep StableHLO, HLO, artifact and summary.json here.")
     ] = None,
@@ -117,18 +132,32 @@ def compile_(
     import blockgraph.api as api
     from blockgraph.cli.files import folder
     from blockgraph.cli.progress import Progress
+    from blockgraph.meshes import check_training
 
     options.warn(model, as_json)
+    named = phase.value if phase is not None else None
+    limit = None if remat_limit is None else remat_limit * 2**30
+    asked = {"optimiser": optimiser, "moments": moments, "remat": remat, "remat_limit": limit,
+             "accumulate": accumulate, "clip": clip, "loss_chunk": loss_chunk}  # fmt: skip
+    training = check_training(named or "decode", asked)
     place = folder(out) if out is not None else None
     with Progress(quiet=as_json) as progress:
-        compiled = api.compile(model, target, phase=phase.value if phase is not None else None, batch=batch,
-                               length=length, chunk=chunk, out=place, sizes=given, time_limit=time_limit,
-                               progress=progress)  # fmt: skip
+        compiled = api.compile(
+            model, target, phase=named, batch=batch, length=length, chunk=chunk, mesh=mesh, parallel=parallel,
+            shard=tuple(shard or ()), replicate=tuple(replicate or ()), slices=slices, training=training, check=check,
+            out=place, sizes=given, time_limit=time_limit, progress=progress,
+        )  # fmt: skip
     result = compiled.result
     if as_json:
         screen.print_json(compiled.as_json())
     else:
         show_result(result, compiled.call)
+        if compiled.figures is not None:
+            mesh_options.show_figures(compiled.figures)
+        if compiled.checked is not None:
+            mesh_options.show_check(compiled.checked)
+        for setting in compiled.settings:
+            screen.console().print(screen.cell(f"would fit, by our estimate: {setting.options}"))
     if not result.accepted:
         raise typer.Exit(REFUSED)
 
@@ -136,8 +165,6 @@ def compile_(
 def show_result(result: Result, call: str) -> None:
     """A compiler's verdict, its memory and its cost."""
     from rich.text import Text
-
-    from compiler.targets.types import parse_target
 
     console = screen.console()
     good = result.accepted
@@ -148,9 +175,6 @@ def show_result(result: Result, call: str) -> None:
     console.print(head, soft_wrap=True)
     console.print(screen.facts(_verdict(result)))
     console.print(_seconds(result))
-    devices = parse_target(result.target).devices
-    if devices > 1:
-        console.print(f"note: compiled for one of its {devices:,} devices: meshes are not there yet", style="dim")
     for note in result.notes:
         console.print(screen.cell(f"note: {note}"), style="dim")
 

@@ -15,7 +15,14 @@ from compiler.ops import collective
 @lowers(collective.AllReduce)
 def _all_reduce(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     op: Any = node.op
-    return ({"sum": jax.lax.psum, "mean": jax.lax.pmean, "max": jax.lax.pmax}[op.kind](x, op.mesh_axes),)
+    return (_settled({"sum": jax.lax.psum, "mean": jax.lax.pmean, "max": jax.lax.pmax}[op.kind](x, op.mesh_axes)),)
+
+
+def _settled(x: Array) -> Array:
+    """A sum that XLA for TPU does not take for one whose accumulation over a loop it may do outside: its pass for that
+    fails ("while_loop_all_reduce_code_motion … kAdd") where the sum is widened before it is added to what a loop
+    carries, as gradients in bfloat16 are (libtpu 0.0.42)."""
+    return jax.lax.optimization_barrier(x) if x.dtype in (jnp.bfloat16, jnp.float16) else x
 
 
 @lowers(collective.OwnShard)
@@ -42,7 +49,7 @@ def _all_gather(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 def _reduce_scatter(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     op: Any = node.op
     at = node.result.axes.index(op.axis)
-    return (jax.lax.psum_scatter(x, op.mesh_axes, scatter_dimension=at, tiled=True),)
+    return (_settled(jax.lax.psum_scatter(x, op.mesh_axes, scatter_dimension=at, tiled=True)),)
 
 
 @lowers(collective.AllToAll)

@@ -80,8 +80,8 @@ class _Attention(Op):
         return (self.heads,) if ins[1].size(self.kv_heads) == 1 else (self.heads, self.kv_heads)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        if axis == self.keys == self.queries:
-            return Role.ACROSS
+        if axis == self.keys == self.queries:  # a window that looks both ways is not done across shards
+            return Role.ACROSS if self.causal or self.window is None else Role.WHOLE
         whole = (self.keys, self.dim, ins[2].axes[-1], "slots", "slot_rows", "lanes")
         return Role.WHOLE if axis in whole else Role.PARALLEL
 

@@ -55,6 +55,8 @@ def build(
 ) -> Built:
     """Runs the passes of a call for a target. Raises SpecError, PhaseError with every problem found."""
     choice = Choice.of(target.platform)
+    if asked.parallel is not None:  # heads that lie side by side could not be divided
+        choice = replace(choice, caches=replace(choice.caches, lanes=0))
     sizes = sizes_for(asked.phase, asked.batch, asked.length, asked.chunk, asked.sizes)
     plan = _plan(model, asked, sizes, target) if asked.parallel is not None else None
     if asked.phase == TRAIN:
