@@ -90,7 +90,9 @@ def test_compile_for_the_cpu(tiny: Path, tmp_path: Path, phase: str) -> None:
 
 def test_compile_and_simulate_mean_the_same_call(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode of one row at 8,192; forward, and said to be, where the model looks ahead."""
-    monkeypatch.setattr("compiler.targets.run", lambda job, progress: result(notes=(job.kwargs["request"]["phase"],)))
+    monkeypatch.setattr(
+        "blockgraph.compiling.run_job", lambda job, progress: result(notes=(job.kwargs["request"]["phase"],))
+    )
     compiled_ = run_json("compile", tiny)
     plan = run_json("simulate", tiny, "--machine", "v5e")
     for name in ("phase", "batch", "length"):
