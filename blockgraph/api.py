@@ -215,10 +215,15 @@ def generate(
     seed: int = 0,
     chat: bool = False,
     tokenizer: str | Path | None = None,
+    mesh: str | None = None,
+    parallel: str | None = None,
+    replicate: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Piece]:
     """Continues prompts, a piece a token. ``weights``: a .gguf or .safetensors file or a folder of shards; the
-    tokenizer comes from it, or from the tokenizer.json beside it, unless given. Greedy at temperature 0."""
+    tokenizer comes from it, or from the tokenizer.json beside it, unless given. Greedy at temperature 0.
+    ``parallel`` and ``mesh`` divide the work over this machine's devices; each process then reads only the weights
+    that its own devices hold."""
     from runtime.generate import generate as run
     from runtime.sample import Sampling
     from runtime.text.tokenizer import tokenizer as read_tokenizer
@@ -228,11 +233,22 @@ def generate(
     sampling = Sampling(temperature, top_p, top_k, seed)
     words = read_tokenizer(tokenizer_file(Path(weights), tokenizer))
     ids = [words.chat([{"role": "user", "content": p}]) if chat else words.encode(p) for p in prompts]
-    loaded = read_weights(model, Path(weights), progress=progress)
     stop = set(words.stops)
     decoders = [words.stream() for _ in prompts]
+    from blockgraph import training
+
+    place = training.place_here(parallel, mesh, replicate)
+    arrays: Any
+    if place is None:
+        loaded = read_weights(model, Path(weights), progress=progress)
+        arrays, rows = loaded.arrays, loaded.rows
+    else:
+        from runtime.weights.shards import Onto
+
+        arrays = Onto(model, Path(weights), progress)
+        rows = arrays.rows
     for t in run(
-        model, loaded.arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=loaded.rows.get("vocab")
+        model, arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=rows.get("vocab"), place=place
     ):
         text = "" if t.id < 0 else decoders[t.row].push(t.id)
         yield Piece(t.row, t.id, text + (decoders[t.row].flush() if t.done else ""), t.done)

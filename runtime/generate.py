@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from compiler.errors import BlockgraphError, Problem
 from compiler.language.model import Model
 from runtime.sample import Sampler, Sampling
-from runtime.session import CHUNK, Session
+from runtime.session import CHUNK, Place, Session, meshed
 
 GREEDY = Sampling()
 
@@ -27,7 +27,7 @@ class Token:
 
 def generate(
     model: Model,
-    params: Mapping[str, Any],
+    params: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]],
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int = 64,
@@ -36,16 +36,21 @@ def generate(
     vocab: int | None = None,
     capacity: int | None = None,
     chunk: int = CHUNK,
+    place: Place | None = None,
 ) -> Iterator[Token]:
     """Continues each prompt by up to ``max_tokens`` tokens or until one of ``stop``, which is not given out.
-    ``vocab``: ids below this are real (the rest pads the table)."""
+    ``params``: arrays by label, or what makes them from their shardings by label (none but on a mesh).
+    ``vocab``: ids below this are real (the rest pads the table). ``place``: a mesh to run on."""
     if max_tokens < 1:
         raise BlockgraphError(Problem("out-of-range", f"max_tokens = {max_tokens}", None, ("at least 1",)))
     if not prompts:
         raise BlockgraphError(Problem("empty-prompt", "there is no prompt to continue"))
     longest = max(len(p) for p in prompts)
     need = longest + max_tokens
-    session = Session(model, params, batch=len(prompts), capacity=capacity or need, chunk=min(chunk, max(longest, 1)))
+    chunk, room = min(chunk, max(longest, 1)), capacity or need
+    on = meshed(model, place, batch=len(prompts), capacity=room, chunk=chunk) if place is not None else None
+    arrays = params(on.shardings() if on is not None else {}) if callable(params) else params
+    session = Session(model, arrays, batch=len(prompts), capacity=room, chunk=chunk, on=on)
     sampler = Sampler(sampling, len(prompts))
     active = np.ones(len(prompts), bool)
     tokens = sampler.draw(session.prefill(prompts), vocab)

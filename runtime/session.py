@@ -19,6 +19,9 @@ from compiler.ops.leaves import Input  # noqa: E402
 from compiler.ops.lookup import Lookup  # noqa: E402
 from compiler.passes.phase import phase_graph  # noqa: E402
 from compiler.passes.select import Choice  # noqa: E402
+from runtime.meshed import Meshed  # noqa: E402
+from runtime.meshed import Place as Place  # noqa: E402
+from runtime.meshed import meshed as meshed  # noqa: E402
 
 CHUNK = 256  # tokens of one prefill call
 
@@ -27,11 +30,12 @@ class Session:
     """Generation state of ``batch`` rows with room for ``capacity`` positions each.
 
     ``params`` maps parameter labels to arrays. Prefill is compiled for calls of ``chunk`` tokens, decode for one;
-    prompts of unequal lengths are right-padded and each row equals its solo run."""
+    prompts of unequal lengths are right-padded and each row equals its solo run. ``on``: the programs of a mesh, whose
+    ``chunk``, batch and capacity are the same; then every process calls the same methods with the same arguments."""
 
     def __init__(
         self, model: Model, params: Mapping[str, Any], *, batch: int, capacity: int, chunk: int = CHUNK,
-        sizes: Mapping[str, int] | None = None,
+        sizes: Mapping[str, int] | None = None, on: Meshed | None = None,
     ) -> None:  # fmt: skip
         for name, value in (("batch", batch), ("capacity", capacity), ("chunk", chunk)):
             if value < 1:
@@ -39,16 +43,21 @@ class Session:
         _check_parameters(model, params)
         self.model, self.batch, self.capacity = model, batch, capacity
         self.chunk = min(chunk, capacity)
-        self.params = {k: jax.device_put(v) for k, v in params.items()}
+        self.on = on
+        self.params = {k: jax.device_put(v) for k, v in params.items()} if on is None else on.params(params)
         platform = jax.default_backend()
         choice = Choice.of(platform if platform in ("cpu", "tpu") else "gpu")
         common = {"batch": batch, "capacity": capacity, **(sizes or {})}
-        self._prefill = program(model, "prefill", {**common, "seq": self.chunk}, choice=choice)
-        self._decode = program(model, "decode", {**common, "seq": 1}, choice=choice)
-        self._first = program(model, "prefill", {**common, "seq": self.chunk}, fresh=True, choice=choice)
-        self._functions = {id(p): p.jitted() for p in (self._first, self._prefill, self._decode)}
+        if on is None:
+            self._prefill = program(model, "prefill", {**common, "seq": self.chunk}, choice=choice)
+            self._decode = program(model, "decode", {**common, "seq": 1}, choice=choice)
+            self._first = program(model, "prefill", {**common, "seq": self.chunk}, fresh=True, choice=choice)
+        else:
+            self._first, self._prefill, self._decode = on.prefill, on.prefill, on.decode
+        made = (self._first, self._prefill, self._decode)
+        self._functions = {id(p): p.jitted() if on is None else on.jitted(p) for p in made}
         self.input = str(model.streaming_input)
-        self.rows = _rows(model, self.input)
+        self.rows = rows_of(model)
         self.output = model.graph.outputs[-1][0]
         self.state = self._prefill.empty_state()
         self.awaited = {k for k, (s, _) in phase_graph(model, "decode").states().items() if s.kind == "context"}
@@ -79,6 +88,7 @@ class Session:
 
     def _call(self, p: Program, tokens: np.ndarray, valid: np.ndarray) -> jax.Array:
         inputs = {self.input: tokens.astype(np.int32), "valid": valid.astype(np.int32)}
+        inputs = inputs if self.on is None else self.on.put(p, inputs)
         own = {k: self.state[k] for k in p.states}
         results, state = self._functions[id(p)](self._own(p), own, inputs)
         self.state.update(state)
@@ -129,8 +139,9 @@ def _check_parameters(model: Model, params: Mapping[str, Any]) -> None:
         raise BlockgraphError(problems)
 
 
-def _rows(model: Model, name: str) -> int:
+def rows_of(model: Model) -> int:
     """How many ids the tables have that the tokens look up."""
+    name = str(model.streaming_input)
     tokens = {n.result.id for n in model.graph.nodes if isinstance(n.op, Input) and n.op.label == name}
     tables = [n.operands[0].type.size(n.op.axis) for n in model.graph.nodes
               if isinstance(n.op, Lookup) and n.operands[1].id in tokens]  # fmt: skip

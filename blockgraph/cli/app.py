@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from blockgraph.cli import build, draw, look, mesh, run
+from blockgraph.cli import build, draw, launch, look, mesh, run, train
 from blockgraph.cli.guard import guarded
 
 HELP = (
@@ -54,6 +54,8 @@ COMMANDS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("Plan and compile", "compile", build.compile_),
     ("Plan and compile", "explain", mesh.explain),
     ("Run", "generate", run.generate),
+    ("Run", "train", train.train),
+    ("Run", "launch", launch.launch),
     ("Run", "trace", run.trace),
     ("Run", "export", run.export),
     ("The language", "schema", draw.schema),

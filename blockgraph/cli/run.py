@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blockgraph.cli import options, screen
+from blockgraph.cli import options, processes, screen
+from blockgraph.cli.mesh import Mesh, Replicate, Strategy
 from blockgraph.cli.options import Json, Sets, Sizes, Spec, Weights
 from blockgraph.cli.progress import Progress
 
@@ -35,6 +36,14 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Each prompt is a message to the assistant.")] = False,
     tokenizer: Tokenizer = None,
+    mesh: Mesh = None,
+    parallel: Strategy = None,
+    replicate: Replicate = None,
+    distributed: processes.Distributed = False,
+    coordinator: processes.Coordinator = None,
+    process_count: processes.Processes = None,
+    process_id: processes.ProcessId = None,
+    patience: processes.Patience = processes.PATIENCE,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -44,30 +53,36 @@ def generate(
     import blockgraph.api as api
     from runtime import device
 
-    options.warn(model, as_json)
     started = time.perf_counter()
-    device.prepare()
-    with Progress("loading weights", quiet=as_json) as progress:
-        pieces = api.generate(
-            model,
-            weights,
-            list(prompts),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            chat=chat,
-            tokenizer=tokenizer,
-            progress=progress,
-        )
-        pieces = _first_ready(pieces, progress)
-        loaded = time.perf_counter()
-        if as_json:
-            rows = _collected(pieces, prompts)
-            screen.print_json({"model": model.name, "weights": str(weights), "rows": rows})
-            return
-        count = _streamed(pieces) if len(prompts) == 1 else _by_row(pieces, prompts)
+    with processes.joined(distributed, coordinator, process_count, process_id, patience) as group:
+        device.prepare()
+        if group.first:
+            options.warn(model, as_json)
+        with Progress("loading weights", quiet=as_json or not group.first) as progress:
+            pieces = api.generate(
+                model,
+                weights,
+                list(prompts),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                chat=chat,
+                tokenizer=tokenizer,
+                mesh=mesh,
+                parallel=parallel,
+                replicate=tuple(replicate or ()),
+                progress=progress,
+            )
+            pieces = _first_ready(pieces, progress)
+            loaded = time.perf_counter()
+            if as_json or not group.first:
+                rows = _collected(pieces, prompts)
+                if group.first:
+                    screen.print_json({"model": model.name, "weights": str(weights), "rows": rows})
+                return
+            count = _streamed(pieces) if len(prompts) == 1 else _by_row(pieces, prompts)
     if sys.stderr.isatty():
         seconds = time.perf_counter() - loaded
         rate = f", {count / seconds:,.1f} tokens/s" if seconds > 0 and count > 1 else ""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from runtime.weights.load import NAMES, Weights
 from runtime.weights.mapping import layers_of, own_axes
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]  # (generator, count) -> float32 or float64 [count]
+Box = tuple[tuple[int, int], ...]  # for each axis: first entry, one past the last
 CHUNK = 1 << 22  # elements drawn at once
 
 
@@ -71,26 +72,82 @@ def rule(init: str, axes: list[tuple[str, int]], inputs: int | None) -> Draw:
 def random(model: Model, seed: int, dtype: str | None = None) -> Weights:
     """Random weights of a model; the same seed gives the same bits."""
     arrays: dict[str, np.ndarray] = {}
+    for label, draw in _draws(model).items():
+        _, t = model.parameters[label]
+        array = np.zeros(tuple(int(s.constant) for s in t.sizes), NAMES[dtype or t.dtype])
+        for at, generator in _layers(model, label, seed):
+            index: tuple[Any, ...] = (*at, ...)
+            _fill(array[index].reshape(-1), draw, generator)  # a view: the axes after the layers lie together
+        arrays[label] = array
+    return Weights(arrays)
+
+
+def random_boxes(
+    model: Model, label: str, seed: int, boxes: Sequence[Box], dtype: str | None = None
+) -> dict[Box, np.ndarray]:
+    """Some boxes, (first, one past the last) for each axis, of the parameter that ``random`` gives, to the bit. One
+    layer is drawn at a time, and only layers that a box reaches into; a layer is drawn whole, as its numbers follow
+    one another."""
+    op, t = model.parameters[label]
+    draw, kind = _draws(model, label)[label], NAMES[dtype or t.dtype]
+    shape = tuple(n for _, n in own_axes(op, t))
+    held = {box: np.zeros(tuple(b - a for a, b in box), kind) for box in boxes}
+    for at, generator in _layers(model, label, seed):
+        reached = [b for b in held if all(a <= i < z for i, (a, z) in zip(at, b, strict=False))]
+        if not reached:
+            continue
+        layer = np.zeros(shape, kind)
+        _fill(layer.reshape(-1), draw, generator)
+        for box in reached:
+            inner = tuple(slice(a, z) for a, z in box[len(at) :])
+            where: tuple[Any, ...] = (*(i - a for i, (a, _) in zip(at, box, strict=False)), ...)
+            held[box][where] = layer[inner]
+    return held
+
+
+def random_onto(
+    model: Model, seed: int, shardings: Mapping[str, Any], labels: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """The arrays of ``random`` on devices, a parameter at a time; each process makes only what its own devices hold.
+    ``shardings`` by label; a label without one lies on the first device."""
+    from runtime.weights import parts
+
+    found = {}
+    for label in labels if labels is not None else model.parameters:
+        shape = tuple(int(s.constant) for s in model.parameters[label][1].sizes)
+        sharding = shardings.get(label) or parts.one_device()
+        held = random_boxes(model, label, seed, parts.boxes(shape, sharding))
+        found[label] = parts.placed(shape, sharding, held)
+    return found
+
+
+def _draws(model: Model, only: str | None = None) -> dict[str, Draw]:
+    """How each parameter is drawn. Raises WeightsError naming every init that is unknown."""
+    found: dict[str, Draw] = {}
     problems = []
     for label, (op, t) in model.parameters.items():
-        axes = own_axes(op, t)
+        if only is not None and label != only:
+            continue
         try:
-            draw = rule(op.init, axes, op.inputs)
+            found[label] = rule(op.init, own_axes(op, t), op.inputs)
         except KeyError:
             allowed = ("fan_in", *(f"{n}({', '.join('ab'[:c])})" if c else n for n, (c, _) in RULES.items()))
             hint = nearest(op.init, ["fan_in", *RULES])
             problems.append(Problem("unknown-init", f"{label}: no init is called {op.init}", None, allowed, hint))
-            continue
-        array = np.zeros(tuple(int(s.constant) for s in t.sizes), NAMES[dtype or t.dtype])
-        for layer, at in layers_of(op, t):
-            digest = hashlib.sha256(f"{op.path} {layer}".encode()).digest()
-            generator = np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
-            index: tuple[Any, ...] = (*at, ...)
-            flat = array[index].reshape(-1)  # a view: the axes after the layers lie together
-            for start in range(0, flat.size, CHUNK):
-                count = min(CHUNK, flat.size - start)
-                flat[start : start + count] = draw(generator, count)
-        arrays[label] = array
     if problems:
         raise WeightsError(problems)
-    return Weights(arrays)
+    return found
+
+
+def _layers(model: Model, label: str, seed: int) -> Iterator[tuple[tuple[int, ...], np.random.Generator]]:
+    """(index into the leading axes, the numbers' own stream) of each layer of a parameter."""
+    op, t = model.parameters[label]
+    for layer, at in layers_of(op, t):
+        digest = hashlib.sha256(f"{op.path} {layer}".encode()).digest()
+        yield at, np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
+
+
+def _fill(flat: np.ndarray, draw: Draw, generator: np.random.Generator) -> None:
+    for start in range(0, flat.size, CHUNK):
+        count = min(CHUNK, flat.size - start)
+        flat[start : start + count] = draw(generator, count)

@@ -1,4 +1,7 @@
-"""Weights in and out: a checkpoint into the model's stacked arrays, and back under its published names."""
+"""Weights in and out: a checkpoint into the model's stacked arrays, and back under its published names.
+
+``load`` makes whole arrays in this process; ``runtime.weights.shards.load_onto`` reads onto shardings, each process its
+own part."""
 
 from __future__ import annotations
 

@@ -41,13 +41,25 @@ class SafetensorsSource(Source):
                 self.tensors[name] = stored
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        t = self.tensors[name]
-        if t.dtype not in FLOATS:
-            refuse("not-a-float", f"{name} holds {t.dtype}; a weight is one of", allowed=FLOATS)
+        t = self._float(name)
         shape = t.shape or (1,)
         row = t.bytes // shape[0] if shape[0] else 0
         data = self.files.read(t.file, t.offset + start * row, (stop - start) * row)
         return data.view(DTYPES[t.dtype]).reshape(stop - start, *shape[1:])
+
+    def read_columns(self, name: str, start: int, stop: int, left: int, right: int) -> np.ndarray | None:
+        t = self._float(name)
+        row = t.bytes // t.shape[0]
+        item = row // math.prod(t.shape[1:])
+        rows = [self.files.read(t.file, t.offset + r * row + left * item, (right - left) * item)
+                for r in range(start, stop)]  # fmt: skip
+        return np.stack(rows).view(DTYPES[t.dtype])
+
+    def _float(self, name: str) -> Stored:
+        t = self.tensors[name]
+        if t.dtype not in FLOATS:
+            refuse("not-a-float", f"{name} holds {t.dtype}; a weight is one of", allowed=FLOATS)
+        return t
 
     def close(self) -> None:
         self.files.close()

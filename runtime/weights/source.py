@@ -39,6 +39,11 @@ class Source(ABC):
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Entries start to stop along the first axis (a scalar has one), as floats [stop - start, ...]."""
 
+    def read_columns(self, name: str, start: int, stop: int, left: int, right: int) -> np.ndarray | None:
+        """Of the rows start to stop along the first axis, the entries left to right of the flattened rest
+        [stop - start, right - left]; None where a format has no way to read less than a row."""
+        return None
+
     @abstractmethod
     def close(self) -> None: ...
 

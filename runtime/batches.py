@@ -1,0 +1,56 @@
+"""Batches of tokens for training: random ones, or windows of a text. A batch depends on the seed and its step alone, so
+that every process draws the same and takes its own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compiler.errors import BlockgraphError, Problem
+
+Batches = Callable[[int], np.ndarray]  # step, from 0 -> tokens [batch, length], int32
+BYTES = 256
+
+
+def synthetic(vocab: int, batch: int, length: int, seed: int) -> Batches:
+    """Random tokens, uniform below ``vocab``."""
+    return lambda step: _stream(seed, step).integers(0, vocab, (batch, length)).astype(np.int32)
+
+
+def windows(ids: Sequence[int] | np.ndarray, vocab: int, batch: int, length: int, seed: int) -> Batches:
+    """Windows of a text of ids, begun at random. Raises BlockgraphError for a text that is shorter than one, or that
+    has an id which the model lacks."""
+    text = np.asarray(ids, np.int32)
+    if len(text) < length:
+        allowed = (f"--length of 1 to {len(text):,}",)
+        raise BlockgraphError(Problem("short-text", f"the text has {len(text):,} tokens", None, allowed))
+    if text.max() >= vocab:
+        allowed = (f"0 to {vocab - 1:,}",)
+        raise BlockgraphError(Problem("out-of-range", f"the text has the token {text.max():,}", None, allowed))
+    beside = np.lib.stride_tricks.sliding_window_view(text, length)
+
+    def draw(step: int) -> np.ndarray:
+        return beside[_stream(seed, step).integers(0, len(beside), batch)]
+
+    return draw
+
+
+def read(path: Path, vocab: int, tokenizer: Path | None = None) -> np.ndarray:
+    """The ids of a text file: by a tokenizer, else its bytes. Raises BlockgraphError for a model with fewer than 256
+    tokens and no tokenizer."""
+    if not path.is_file():
+        raise BlockgraphError(Problem("file-missing", f"--text: there is no file {path}"))
+    if tokenizer is not None:
+        from runtime.text.tokenizer import tokenizer as read_tokenizer
+
+        return np.asarray(read_tokenizer(tokenizer).encode(path.read_text("utf-8", "replace")), np.int32)
+    if vocab < BYTES:
+        message = f"a text is read as bytes without --tokenizer, and the model has {vocab} tokens"
+        raise BlockgraphError(Problem("no-tokenizer", message, None, ("a vocabulary of 256 or more", "--tokenizer")))
+    return np.frombuffer(path.read_bytes(), np.uint8).astype(np.int32)
+
+
+def _stream(seed: int, step: int) -> np.random.Generator:
+    return np.random.default_rng([seed, step])

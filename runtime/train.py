@@ -1,0 +1,139 @@
+"""Training: the compiled step of a model, run on batches of tokens, on one device or on a mesh over many processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime import device
+
+device.prepare()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from compiler.errors import BlockgraphError, Problem  # noqa: E402
+from compiler.language.model import Model  # noqa: E402
+from compiler.lower.entry import program_of  # noqa: E402
+from compiler.lower.train import TrainingStep  # noqa: E402
+from compiler.parallel.build import build  # noqa: E402
+from compiler.parallel.request import Request, Wires  # noqa: E402
+from compiler.passes.call import TRAIN  # noqa: E402
+from compiler.targets.types import Target  # noqa: E402
+from runtime.batches import Batches  # noqa: E402
+from runtime.weights import parts  # noqa: E402
+from runtime.weights.initial import random_onto  # noqa: E402
+from runtime.weights.shards import load_onto  # noqa: E402
+
+
+class Diverged(BlockgraphError):
+    """The loss is no number any more."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step said. ``loss``: mean next-token cross-entropy in nats, before the update; ``gradient_norm``: before
+    clipping; ``tokens_per_s``: of all devices together, of this step; ``seconds``: with the transfer of the batch."""
+
+    step: int  # from 1
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+    tokens_per_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+class Trainer:
+    """A model in training: parameters and optimiser state on the devices, and the compiled step.
+
+    ``target``: the machine that the devices are, which decides what lies where; ``wires``: its links where it has some;
+    ``weights``: a checkpoint to start from, else random ones from ``seed``. Each process makes or reads only what its
+    own devices hold. Raises BlockgraphError with every problem of strategy, mesh, sizes and weights."""
+
+    def __init__(
+        self, model: Model, asked: Request, target: Target, *, wires: Wires | None = None, seed: int = 0,
+        weights: Path | None = None, progress: Any = None,
+    ) -> None:  # fmt: skip
+        if asked.phase != TRAIN:
+            raise BlockgraphError(Problem("bad-option", f"a trainer runs {TRAIN}, not {asked.phase}"))
+        self.model, self.asked = model, asked
+        if progress:
+            progress("building the step")
+        made = program_of(build(model, asked, target, wires), TRAIN, jax.devices())
+        assert isinstance(made, TrainingStep)
+        self.program = made
+        self.inputs = _inputs(model, made)
+        self.where: dict[str, Any] = dict(made.shardings())
+        labels = [k for k in model.parameters if k in made.parameters]
+        if progress:
+            progress("loading weights" if weights else "drawing weights")
+        if weights is not None:
+            self.params = load_onto(model, weights, self.where, labels=labels).arrays
+        else:
+            self.params = random_onto(model, seed, self.where, labels)
+        self.state = self._laid(made.initial_state(self.params))
+        self.count = 0
+        if progress:
+            progress("compiling")
+        self._step = self._compiled()
+
+    def _laid(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state as the step will give it back, or its second call would compile again."""
+        return {k: jax.device_put(x, self.where.get(k) or parts.one_device()) for k, x in state.items()}
+
+    def _compiled(self) -> Any:
+        """The step with everything staying where it lies."""
+        if self.program.mesh is None:
+            return self.program.jitted()
+        spread = [{k: self.where[k] for k in group} for group in (self.params, self.state)]
+        whole = jax.sharding.NamedSharding(self.program.mesh, jax.sharding.PartitionSpec())
+        return jax.jit(self.program.function(), donate_argnums=(0, 1), out_shardings=(whole, *spread))
+
+    def step(self, tokens: np.ndarray, rate: float, lengths: np.ndarray | None = None) -> Step:
+        """One update on tokens [batch, length]. ``lengths`` [batch]: real tokens of each row, all unless given."""
+        started = time.perf_counter()
+        rows, length = tokens.shape
+        given = {
+            self.inputs[0]: tokens, self.inputs[1]: np.full(rows, length) if lengths is None else lengths,
+            "learning_rate": np.float32(rate),
+        }  # fmt: skip
+        out, self.params, self.state = self._step(self.params, self.state, self._placed(given))
+        loss, norm = float(np.asarray(out["loss"])), float(np.asarray(out["gradient_norm"]))
+        self.count += 1
+        seconds = time.perf_counter() - started
+        return Step(self.count, loss, norm, rate, seconds, tokens.size / seconds)
+
+    def run(self, batches: Batches, steps: int, rate: float, warmup: int = 0) -> Iterator[Step]:
+        """So many steps. The learning rate rises in equal parts over ``warmup`` steps and then stays. Raises Diverged
+        after the step whose loss is no number."""
+        for _ in range(steps):
+            share = min(1.0, (self.count + 1) / warmup) if warmup else 1.0
+            said = self.step(batches(self.count), rate * share)
+            yield said
+            if not np.isfinite(said.loss):
+                message = f"the loss of step {said.step} is {said.loss}"
+                raise Diverged(Problem("diverged", message, None, (), "a lower --lr, or a longer --warmup"))
+
+    def _placed(self, given: dict[str, Any]) -> dict[str, Any]:
+        typed = {k: np.asarray(x, self.program.inputs[k].dtype) for k, x in given.items()}
+        if self.program.mesh is None:
+            return typed
+        return {k: parts.replicated(x, self.where[k]) for k, x in typed.items()}
+
+
+def _inputs(model: Model, made: TrainingStep) -> tuple[str, str]:
+    """The names of the tokens and of their lengths. Raises for a model that also reads something else."""
+    tokens = str(model.streaming_input)
+    left = [k for k in made.inputs if k not in (tokens, "learning_rate", "seq_lengths")]
+    if left:
+        message = f"{model.name} also reads {', '.join(left)}: only models of tokens are trained from here"
+        raise BlockgraphError(Problem("missing-input", message))
+    return tokens, "seq_lengths"
