@@ -214,6 +214,8 @@ class AttendGradient(_Attention):
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.heads and ins[1].size(self.kv_heads) == 1:
             return Role.SUM  # every head adds to the one key and value head's cotangents
+        if axis == self.queries != self.keys:
+            return Role.SUM  # every query adds to the cotangents of keys that are not its own sequence's
         return super().role(axis, ins, outs)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:

@@ -128,6 +128,11 @@ class Op:
         it does along ``shards`` moves data."""
         raise NotImplementedError(f"{self.name} cannot be sharded along {axis}")
 
+    def home(self) -> tuple[str, int, str] | None:
+        """Where entries of an axis of each shard's own order (the first) belong: with the part of an operand (its
+        place) that is split by an axis. None: nowhere in particular."""
+        return None
+
     def exchanges(self) -> tuple[tuple[str, ...], ...]:
         """Further programs over the shards: where rows go from one holder (the second axis) to another (the first)
         or back. ``across`` gets the first axis."""

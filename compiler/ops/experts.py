@@ -205,6 +205,9 @@ class ExpertDot(Op):
     def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
         return len(partial) == 1 and 2 not in partial
 
+    def home(self) -> tuple[str, int, str] | None:
+        return "rows", 1, "experts"
+
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         return Role.SUM if axis in self.contract else Role.PARALLEL
 

@@ -180,7 +180,7 @@ class Shift(Op):
         return (None if grads[0] is None else b.shift(grads[0], self.axis, -self.by),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        return Role.ACROSS if axis == self.axis else Role.PARALLEL
+        return Role.ACROSS if axis == self.axis and self.by else Role.PARALLEL
 
     def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
         return (across.shift(b, ins[0], axis, self.by, shards),)

@@ -29,10 +29,10 @@ class Option:
     """How the shards of one mesh axis do an op: each on its part of ``axes`` ("shard"), by a program over the shards
     ("across"), each on its own part of a sum ("through"), or all the same ("whole")."""
 
-    how: str = "whole"  # "through": ``every`` operand is a part, those that were whole too
+    how: str = "whole"
     axes: tuple[str, ...] = ()
     role: Role = Role.PARALLEL
-    every: bool = False
+    every: bool = False  # "through": operands that were whole become parts too
 
     @property
     def lookup(self) -> bool:
@@ -47,20 +47,21 @@ class Chooser:
         self.p, self.plan, self.mesh, self.sizes = p, p.plan, p.mesh, p.sizes
         self.asked = {m: {a for kind in CLASSES for a in p.plan.axes(kind, m)} for m in p.mesh}
         self._numbers: dict[TensorType, TensorType] = {}
+        self._locals: dict[tuple[TensorType, frozenset[Any]], TensorType] = {}
         self._moves: dict[Any, float] = {}
-        self.rows: dict[str, str | None] = {}  # mesh axis -> what holds the rows of experts there (None: all whole)
+        self.homes: dict[tuple[str, str], str | None] = {}  # (axis of LOCAL, mesh axis) -> what holds it there
 
     def learn(self, graph: Graph) -> None:
-        """Where rows belong: at their experts where the weights are split by expert, whole on every shard where the
-        weights are split by an axis by which activations are split too (tensor parallelism); else where the tokens
-        lie, and weights are gathered."""
-        from compiler.ops.experts import ExpertDot
-
+        """Where entries in each shard's own order belong (``Op.home``). The rows of experts: at their experts where the
+        weights are split by expert; whole on every shard (None) where the weights are split by an axis by which
+        activations are split too (tensor parallelism); else where the tokens lie, and weights are gathered."""
         for node, _ in graph.walk():
-            if isinstance(node.op, ExpertDot):
-                for m, axis in self.expected(node.operands[1].type, "parameters").items():
+            home = node.op.home()
+            if home is not None:
+                own, operand, holder = home
+                for m, axis in self.expected(node.operands[operand].type, "parameters").items():
                     if axis in self.plan.axes("activations", m):
-                        self.rows.setdefault(m, "experts" if axis == "experts" else None)
+                        self.homes.setdefault((own, m), holder if axis == holder else None)
 
     # -- types
     def number(self, t: TensorType) -> TensorType:
@@ -72,10 +73,10 @@ class Chooser:
         return int(self.number(t).size(axis).constant)
 
     def local(self, t: TensorType, placement: Placement) -> TensorType:
-        return local(self.number(t), placement, self.mesh)
-
-    def bytes(self, t: TensorType, placement: Placement) -> float:
-        return float(self.local(t, placement).bytes.constant)
+        key = (t, frozenset(placement.items()))
+        if key not in self._locals:
+            self._locals[key] = local(self.number(t), placement, self.mesh)
+        return self._locals[key]
 
     # -- where a value is expected
     def expected(self, t: TensorType, kind: str) -> dict[str, str | Partial]:
@@ -98,10 +99,10 @@ class Chooser:
         return True
 
     def _goal(self, op: Op, t: TensorType, kind: str) -> dict[str, str | Partial]:
-        """Where a result is expected: what experts work out lies at the experts."""
-        found = self.expected(t, kind)
-        if op.name == "expert_dot" and "experts" in t.axes:
-            found |= {m: "experts" for m, at in self.rows.items() if at}
+        """Where a result is expected: at its home, if it has one."""
+        found, home = self.expected(t, kind), op.home()
+        if home is not None and home[2] in t.axes:
+            found |= {m: at for (_, m), at in self.homes.items() if at == home[2]}
         return found
 
     # -- options
@@ -262,8 +263,9 @@ class Chooser:
             local_outs = [self.local(t, p) for t, p in zip(outs, self.results(op, ins, outs, chosen), strict=True)]
             total += float(op.exchanged(self.mesh[m], local_ins, local_outs).constant)
         for i, (made, goal) in enumerate(zip(self.results(op, ins, outs, chosen), goals, strict=True)):
-            if "rows" in outs[i].axes and m in self.rows and m not in self.p.inside:
-                total += NEVER if self._held(outs[i], made, m) != self.rows[m] else 0.0
+            for own in outs[i].axes if m not in self.p.inside else ():
+                if (own, m) in self.homes and self._held(outs[i], made, m) != self.homes[own, m]:
+                    total += NEVER
             old = self.p.results[i] if self.p.results else -1
             unfinished = isinstance(made.get(m), Partial) and not self.p.completed_anyway(old, m)
             elsewhere = isinstance(made.get(m), str) and goal.get(m) is not None

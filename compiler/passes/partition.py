@@ -115,6 +115,7 @@ class Partition(Replay):
         self.place: dict[int, Placement] = {}
         self.brought: dict[tuple[int, frozenset[Any]], Value] = {}  # values as they were brought to a placement
         self.made: dict[tuple[Any, ...], list[Value]] = {}  # the same op on the same values is done once
+        self.leaves: dict[str, int] = {}  # parameters and states by label
         self.zero: set[int] = set()
         self.uses = uses
         self.shared: tuple[bool, ...] = ()  # which of the values that the present node reads have other readers
@@ -218,6 +219,8 @@ class Partition(Replay):
         if isinstance(op, State):
             kind = state_class(op)
         self.place[made.id] = {} if isinstance(op, (Constant, Argument)) else self.chooser.expected(t, kind)
+        if isinstance(op, (Parameter, State)):
+            self.leaves[op.label] = made.id
         if isinstance(op, Constant) and op.values == (0.0,):
             self.zero.add(made.id)
         return made
@@ -277,11 +280,10 @@ class Partition(Replay):
     def output(self, name: str, value: Value) -> Value:
         made = self.map[value.id]
         group, _, label = name.partition(":")
-        leaves = {n.op.label: n.result for n in self.b.nodes if isinstance(n.op, (Parameter, State))}
         place = self.place[made.id]
         want: Placement = {m: p for m, p in place.items() if not isinstance(p, Partial)}
-        if group in ("parameter", "state") and label in leaves:
-            want = self.place[leaves[label].id]
+        if group in ("parameter", "state") and label in self.leaves:
+            want = self.place[self.leaves[label]]
         elif group in ("gradient", "parameter", "state"):
             kind = {"gradient": "gradients", "parameter": "parameters"}.get(group, "state")
             want = self.chooser.expected(made.type, kind)
@@ -297,35 +299,39 @@ class Partition(Replay):
         guess: list[Placement] = [self.chooser.expected(v.type, k) for v, k in zip(ins, kinds, strict=False)]
         tried: list[tuple[float, list[Placement]]] = []
         node, before = self.current, self._save()
-        while guess not in [g for _, g in tried] and len(tried) < 3:
-            if tried:
-                self._restore(before)
-            results, left = self._once(op, ins, guess)
-            tried.append((self.score, guess))
-            guess = [self._may_enter(v, p) for v, p in zip(ins, left, strict=False)]
-        best = min(tried, key=lambda t: t[0])
-        sums = [i for i, v in enumerate(ins[: op.carried]) if v.id in self.zero and op.arguments[i] in self.terms]
-        for m in self.mesh if sums else ():
-            guess = [{**p, m: Partial("sum")} if i in sums else p for i, p in enumerate(best[1])]
+
+        def once(guess: list[Placement]) -> tuple[list[Value], list[Placement]] | None:
             self._restore(before)
             try:
-                results, _ = self._once(op, ins, guess)
+                found = self._once(op, ins, guess)
             except NoWay:
-                self._restore(before)
-                continue
+                return None
             tried.append((self.score, guess))
-            best = min(tried, key=lambda t: t[0])
-        if best is not tried[-1] or self.score != best[0]:
-            self._restore(before)
-            results, _ = self._once(op, ins, best[1])
+            return found
+
+        last = once(guess)  # what is expected is whole or sharded: there is always a way
+        while last is not None and len(tried) < 3:
+            guess = [self._may_enter(v, p) for v, p in zip(ins, last[1], strict=False)]
+            if guess in [g for _, g in tried]:
+                break
+            last = once(guess)
+        sums = [i for i, v in enumerate(ins[: op.carried]) if v.id in self.zero and op.arguments[i] in self.terms]
+        for m in self.mesh if sums else ():
+            best = min(tried, key=lambda t: t[0])[1]
+            last = once([{**p, m: Partial("sum")} if i in sums else p for i, p in enumerate(best)])
+        best = min(tried, key=lambda t: t[0])[1]
+        results = last[0] if last is not None and best is tried[-1][1] else self._again(op, ins, best, before)
         self.current = node
         return results
 
+    def _again(self, op: Repeat, ins: Sequence[Value], guess: list[Placement], before: list[Any]) -> list[Value]:
+        self._restore(before)
+        return self._once(op, ins, guess)[0]
+
     def _may_enter(self, value: Value, placement: Placement) -> Placement:
         """A placement in which a value can enter: only zeros can be parts of a sum."""
-        if value.id in self.zero:
-            return {m: p for m, p in placement.items() if p in (Partial("sum"),) or isinstance(p, str)}
-        return {m: p for m, p in placement.items() if isinstance(p, str)}
+        parts = value.id in self.zero
+        return {m: p for m, p in placement.items() if isinstance(p, str) or (parts and p == Partial("sum"))}
 
     def _once(self, op: Repeat, ins: Sequence[Value], guess: list[Placement]) -> tuple[list[Value], list[Placement]]:
         for argument, placement in zip(op.arguments, guess, strict=False):

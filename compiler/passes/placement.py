@@ -56,6 +56,8 @@ def over(placement: Placement, mesh: Mesh, axis: str) -> tuple[str, ...]:
 
 def local(t: TensorType, placement: Placement, mesh: Mesh) -> TensorType:
     """The type of one shard."""
+    if not placement:
+        return t
     return TensorType(t.axes, tuple(s // shards(placement, mesh, a) for a, s in t.pairs), t.dtype)
 
 

@@ -38,7 +38,7 @@ def _collect(graph: Graph, found: dict[int, int]) -> None:
         (result,) = node.results
         root = found.get(result.id)
         if isinstance(node.op, Map) and len(node.operands) == 2:
-            root = root or result.id
+            root = result.id if root is None else root
         if root is not None:
             found.update((v.id, root) for v in node.operands if readers[v.id] == 1)
 

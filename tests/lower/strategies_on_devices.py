@@ -20,7 +20,7 @@ from tests.lower.on_devices import compare
 SPECS = Path(__file__).parents[1] / "specs"
 SMALL = {"dtype": "float32", "vocab": 96, "embed": 32, "heads": 4, "mlp": 48}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gemma2": ("gemma2-9b", SMALL | {"kv_heads": 4, "head_dim": 8, "layers": 4, "window": 6}),
+    "gemma2": ("gemma2-9b", SMALL | {"kv_heads": 4, "head_dim": 8, "layers": 4, "window": 8}),
     "one key head": ("gemma-2b", SMALL | {"kv_heads": 1, "head_dim": 8, "layers": 2}),
     "griffin": ("recurrentgemma-2b", SMALL | {"kv_heads": 1, "head_dim": 8, "rnn": 32, "layers": 3, "window": 4}),
     "experts": ("mixtral-8x7b", SMALL | {"kv_heads": 2, "head_dim": 8, "layers": 2, "experts": 4}),
@@ -64,7 +64,7 @@ FAST = [
     case("one key head", "tensor+sequence", "model=2", "forward"),
     case("gemma2", "zero1", "data=4"), case("gemma2", "tensor+decode-length", "model=2", "decode"),
     case("one key head", "decode-length", "model=4", "decode"), case("griffin", "fsdp", "fsdp=4", "decode"),
-    case("captioner", "data+tensor", "data=4,model=2"),
+    case("captioner", "data+tensor", "data=4,model=2"), case("captioner", "data+context", "data=2,context=4"),
 ]  # fmt: skip
 SLOW = [
     *(case(m, *s, "train") for m in MODELS for s in (*ALONE, *COMBINED)),
