@@ -13,9 +13,17 @@ from compiler.graph.types import TensorType
 class Region(Builder):
     """A child builder whose graph becomes a Repeat in the parent when closed."""
 
-    def __init__(self, parent: Builder, trips: int, axis: str = "layers", reverse: bool = False) -> None:
+    def __init__(
+        self,
+        parent: Builder,
+        trips: int,
+        axis: str = "layers",
+        reverse: bool = False,
+        parallel: bool = False,
+        shards: int = 1,
+    ) -> None:
         super().__init__(parent)
-        self.trips, self.axis, self.reverse = trips, axis, reverse
+        self.trips, self.axis, self.reverse, self.parallel, self.shards = trips, axis, reverse, parallel, shards
         self.carries: list[tuple[Value, Value]] = []  # (operand in the parent, argument here)
         self.stacks: list[tuple[Value, Value]] = []
         self.states: list[tuple[Value, Value]] = []
@@ -81,6 +89,8 @@ class Region(Builder):
             arguments=tuple(a.id for g in groups for _, a in g),
             axis=self.axis,
             reverse=self.reverse,
+            parallel=self.parallel,
+            shards=self.shards,
         )
         results = list(self.parent.apply(op, *(v for g in groups for v, _ in g)))
         n, m = len(self.carries), len(results) - len(self.states)

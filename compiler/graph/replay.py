@@ -74,7 +74,7 @@ class Replay:
 
     def repeat(self, op: Repeat, ins: Sequence[Value]) -> list[Value]:
         """Replays a region; state groups of the old one are kept."""
-        outer, region = self.b, Region(self.b, op.trips, op.axis, op.reverse)
+        outer, region = self.b, Region(self.b, op.trips, op.axis, op.reverse, op.parallel, op.shards)
         self.b = region
         carried, captured, stacked, states = op.parts(list(zip(op.arguments, ins, strict=True)))
         for old, value in carried:

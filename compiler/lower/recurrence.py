@@ -97,6 +97,8 @@ def _short_conv(ctx: Context, node: Node, x: Array, kernel: Array, tail: Any = N
 def _shift(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     op: Any = node.op
     at = node.operands[0].axes.index(op.axis)
+    if op.wrap:
+        return (jnp.roll(x, op.by, at),)
     size = x.shape[at]
     by = max(-size, min(size, op.by))
     widths = [(max(by, 0), max(-by, 0)) if i == at else (0, 0) for i in range(x.ndim)]

@@ -1,4 +1,5 @@
-"""The repeat: a region that runs once a layer, lowered to a scan so that nothing grows with depth."""
+"""The repeat: a region that runs once a layer, lowered to a scan so that nothing grows with depth. A parallel one has
+trips that know nothing of each other (stages of a pipeline): they may run at the same time on shards of a mesh."""
 
 from __future__ import annotations
 
@@ -32,6 +33,8 @@ class Repeat(Op):
     arguments: tuple[int, ...] = ()
     axis: str = "layers"
     reverse: bool = False  # from the last slice of every stack to the first
+    parallel: bool = False  # nothing is carried, no state: stacks may be sharded along ``axis``
+    shards: int = 1  # over how many shards a parallel one's trips are divided
 
     @property
     def region(self) -> Graph:
@@ -39,7 +42,8 @@ class Repeat(Op):
 
     @property
     def times(self) -> SizeLike:
-        return self.trips
+        """Trips of one device."""
+        return self.trips // self.shards
 
     def parts(self, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """Operands (or arguments) by group: carried, captured, stacked, states."""

@@ -104,9 +104,10 @@ class Positions(Op):
     differentiable: ClassVar[bool] = False
     axis: str = "seq"
     size: Any = 0
+    rows: Any = BATCH
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
-        return (TensorType.make([("batch", BATCH), (self.axis, self.size)], "int32"),)
+        return (TensorType.make([("batch", self.rows), (self.axis, self.size)], "int32"),)
 
     def gradient(
         self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]

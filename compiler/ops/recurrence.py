@@ -163,11 +163,13 @@ class ShortConv(Op):
 @op
 @dataclass(frozen=True)
 class Shift(Op):
-    """Entries move by ``by`` along an axis (later for positive), zeros come in."""
+    """Entries move by ``by`` along an axis (later for positive), zeros come in; or, where ``wrap``, what falls off
+    one end."""
 
     name: ClassVar[str] = "shift"
     axis: str = "seq"
     by: int = 1
+    wrap: bool = False
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         ins[0].size(self.axis)
@@ -177,17 +179,19 @@ class Shift(Op):
         return True
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
-        return (None if grads[0] is None else b.shift(grads[0], self.axis, -self.by),)
+        return (None if grads[0] is None else b.one(Shift(self.axis, -self.by, self.wrap), grads[0]),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         return Role.ACROSS if axis == self.axis and self.by else Role.PARALLEL
 
     def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
-        return (across.shift(b, ins[0], axis, self.by, shards),)
+        return (across.shift(b, ins[0], axis, self.by, shards, self.wrap),)
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         if axis != self.axis or self.by == 0:
             return Along.POINTWISE
+        if self.wrap:
+            return Along.LOOKAHEAD
         return Along.STATEFUL if self.by > 0 else Along.LOOKAHEAD
 
     def stream(self, s: Streaming, ins: Sequence[Value]) -> tuple[Value, ...]:

@@ -94,7 +94,9 @@ class Split(Op):
         return True
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
-        return (None if grads[0] is None else b.merge(grads[0], self.names, self.axis),)
+        size = ins[0].type.size(self.axis)
+        back = Merge(self.names, self.axis, None if product(self.sizes) == size else size)
+        return (None if grads[0] is None else b.one(back, grads[0]),)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         inner = axis in self.names[1:] and axis != self.axis

@@ -42,14 +42,14 @@ def to_next(b: Any, x: Value, by: int, shards: int, wrap: bool = False) -> Value
     return b.collective(Permute((b.mesh_axis,), shards, by, wrap), x)
 
 
-def shift(b: Any, x: Value, axis: str, by: int, shards: int) -> Value:
+def shift(b: Any, x: Value, axis: str, by: int, shards: int, wrap: bool = False) -> Value:
     """Entries moved along a sharded axis: a shard's edge goes to its neighbour."""
     from compiler.ops.recurrence import Shift
 
     if abs(by) > b.size(x.type, axis) // shards:
-        return b.one(Shift(axis, by), b.whole(x, axis))
+        return b.one(Shift(axis, by, wrap), b.whole(x, axis))
     inner = parts(b, x, axis, shards)
-    halo = to_next(b, edge(b, inner, axis, abs(by), last=by > 0), 1 if by > 0 else -1, shards)
+    halo = to_next(b, edge(b, inner, axis, abs(by), last=by > 0), 1 if by > 0 else -1, shards, wrap)
     rest = b.slice(inner, axis, 0 if by > 0 else -by, inner.type.size(axis) - abs(by))
     return joined(b, b.concat(*((halo, rest) if by > 0 else (rest, halo)), axis=axis), axis, x)
 

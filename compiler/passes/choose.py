@@ -82,7 +82,7 @@ class Chooser:
     def expected(self, t: TensorType, kind: str) -> dict[str, str | Partial]:
         """Of the axes that the plan lists for a mesh axis, the first that the tensor has and that divides."""
         found: dict[str, str | Partial] = {}
-        for m, n in self.mesh.items():
+        for m, n in self.p.open.items():
             listed = (self.p.inside[m],) if m in self.p.inside else self.plan.axes(kind, m)
             for axis in listed:
                 if axis in t.axes and axis not in LOCAL and self._fits(t, axis, n, found):
@@ -113,7 +113,7 @@ class Chooser:
         readers (each would pay), and then the one that moves fewer operands now."""
         chosen: dict[str, Option] = {}
         goals = [self._goal(op, t, kind) for t, kind in zip(outs, kinds, strict=True)]
-        for m in self.mesh:
+        for m in self.p.open:
             options = [o for o in self.options(op, ins, outs, m, chosen) if self._may(ins, m, o)]
             if not options:
                 at = ", ".join(f"{v.type} by {self.p.place[v.id].get(m)}" for v in ins if holders(v.type))

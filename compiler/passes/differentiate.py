@@ -154,7 +154,7 @@ class Backward:
         kept = [v for i, v in inside.items() if i in chosen and i not in op.arguments]
         stacks = self.save(op, outs, [*(inside[a] for a, _ in carried), *kept])
 
-        region = Region(b, op.trips, op.axis, not op.reverse)
+        region = Region(b, op.trips, op.axis, not op.reverse, op.parallel)
         inner = Backward(region, set(), self.keep)
         moving = [i for i, (a, _) in enumerate(carried) if a in self.active]
         cotangents = [region.carry(grads[i] or zeros(b, carried[i][1].type)) for i in moving]
@@ -181,18 +181,20 @@ class Backward:
 
         after = [gradient(carried[i][0]) or zeros(region, carried[i][1].type) for i in moving]
         summed = [(i, v, g) for i, (a, v) in enumerate(captured) if a in self.active and (g := gradient(a))]
-        for _, v, g in summed:  # in float32: as many terms as layers
+        for _, v, g in [] if op.parallel else summed:  # in float32: as many terms as layers
             total = region.carry(zeros(b, v.type.with_dtype(_wide(v.type.dtype))))
             after.append(region.add(total, region.cast(g, total.type.dtype)))
         pieces = [(i, g) for i, (a, _) in enumerate(stacked) if a in self.active and (g := gradient(a))]
-        ends, slices, _ = region.close(after, [(f"gradient{i}", g) for i, g in pieces])
+        terms = [(f"term{i}", g) for i, _, g in summed] if op.parallel else []
+        ends, slices, _ = region.close(after, [*((f"gradient{i}", g) for i, g in pieces), *terms])
 
         found: list[Value | None] = [None] * len(ins)
         for i, end in zip(moving, ends, strict=False):
             found[i] = end
-        for (i, v, _), end in zip(summed, ends[len(moving) :], strict=True):
-            found[op.carried + i] = b.cast(end, v.type.dtype)
-        for (i, _), piece in zip(pieces, slices, strict=True):
+        totals = [b.reduce(t, "sum", (op.axis,)) for t in slices[len(pieces) :]] if op.parallel else ends[len(moving) :]
+        for (i, v, _), total in zip(summed, totals, strict=True):
+            found[op.carried + i] = b.cast(total, v.type.dtype)
+        for (i, _), piece in zip(pieces, slices, strict=False):
             found[op.carried + op.captured + i] = piece
         return found
 

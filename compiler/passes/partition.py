@@ -94,7 +94,7 @@ def _place_arguments(graph: Graph, place: dict[int, Placement]) -> None:
     for node in graph.nodes:
         if isinstance(node.op, Repeat):
             for argument, value in zip(node.op.arguments, node.operands, strict=True):
-                place[argument] = place[value.id]
+                place[argument] = {m: p for m, p in place[value.id].items() if not node.op.parallel or p != node.op.axis}
             _place_arguments(node.op.body, place)
 
 
@@ -125,6 +125,7 @@ class Partition(Replay):
         self.partial_sums: dict[tuple[int, str], frozenset[int]] = {}  # (sum, mesh axis) -> its partial terms
         self.chooser = Chooser(self)
         self.inside: dict[str, str] = {}  # mesh axis -> the axis over its shards, in a program across them
+        self.open: Mapping[str, int] = self.mesh  # less those that divide the trips of a parallel repeat, in its region
         self.entering: list[Placement] = []  # of what the region being opened carries
         self.leaving: list[list[Placement]] = []  # of the outputs of the regions just replayed, and before matching
 
@@ -141,7 +142,7 @@ class Partition(Replay):
         """How often what ``b`` holds runs."""
         total = 1
         while b is not None:
-            total *= b.trips if isinstance(b, Region) else 1
+            total *= b.trips // b.shards if isinstance(b, Region) else 1
             b = b.parent
         return total
 
@@ -252,7 +253,7 @@ class Partition(Replay):
 
     def _shard(self, op: Any, chosen: Mapping[str, Option]) -> tuple[str, ...]:
         """The mesh axes over which a lookup's entries are split."""
-        return tuple(m for m in self.mesh if chosen[m].lookup) if hasattr(op, "shard") else ()
+        return tuple(m for m in chosen if chosen[m].lookup) if hasattr(op, "shard") else ()
 
     def _reason(self, op: Any, value: Value, need: Placement) -> str:
         have, changed = self.place[value.id], []
@@ -295,6 +296,9 @@ class Partition(Replay):
     def repeat(self, op: Repeat, ins: Sequence[Value]) -> list[Value]:
         """Tries where what is carried may lie: as expected, as the body leaves it, and sums as parts that are added
         up after the last trip; keeps the cheapest."""
+        if op.parallel:
+            return self._parallel(op, ins)
+        ins = [self._whole(v, op.axis) for v in ins]
         kinds = [self.kinds.get(a, "activations") for a in op.arguments[: op.carried]]
         guess: list[Placement] = [self.chooser.expected(v.type, k) for v, k in zip(ins, kinds, strict=False)]
         tried: list[tuple[float, list[Placement]]] = []
@@ -316,12 +320,38 @@ class Partition(Replay):
                 break
             last = once(guess)
         sums = [i for i, v in enumerate(ins[: op.carried]) if v.id in self.zero and op.arguments[i] in self.terms]
-        for m in self.mesh if sums else ():
+        for m in self.open if sums else ():
             best = min(tried, key=lambda t: t[0])[1]
             last = once([{**p, m: Partial("sum")} if i in sums else p for i, p in enumerate(best)])
         best = min(tried, key=lambda t: t[0])[1]
         results = last[0] if last is not None and best is tried[-1][1] else self._again(op, ins, best, before)
         self.current = node
+        return results
+
+    def _whole(self, value: Value, axis: str) -> Value:
+        """Trips that follow each other need every slice of a stack."""
+        place = self.place[value.id]
+        want = {m: p for m, p in place.items() if p != axis}
+        return self.bring(value, want, f"every slice along {axis}") if axis in value.axes else value
+
+    def _parallel(self, op: Repeat, ins: Sequence[Value]) -> list[Value]:
+        """Each shard of the mesh axes to which the plan sends the trips' axis runs its own trips; in the region these
+        mesh axes do not exist."""
+        over, left = {}, op.trips
+        for m, n in self.open.items():
+            if op.axis in self.plan.axes("activations", m) and left % n == 0:
+                over[m], left = n, left // n
+        own = dict.fromkeys(over, op.axis)
+        held = len(ins) - op.stacked
+        stacks = [self.bring(v, {**self.place[v.id], **own}, f"its own {op.axis}") for v in ins[held:]]
+        saved, self.open = self.open, {m: n for m, n in self.open.items() if m not in over}
+        try:
+            op = dataclasses.replace(op, shards=op.trips // left)
+            results, _ = self._once(op, [*ins[:held], *stacks], [])
+        finally:
+            self.open = saved
+        for value in results:
+            self.place[value.id] = {**own, **self.place[value.id]}
         return results
 
     def _again(self, op: Repeat, ins: Sequence[Value], guess: list[Placement], before: list[Any]) -> list[Value]:
@@ -348,7 +378,7 @@ class Partition(Replay):
 
     def region_opened(self, region: Region) -> None:
         for value, argument in (*region.stacks, *region.states):
-            self.place[argument.id] = dict(self.place[value.id])
+            self.place[argument.id] = {m: p for m, p in self.place[value.id].items() if p != region.axis}
         for (_, argument), placement in zip(region.carries, self.entering, strict=True):
             self.place[argument.id] = dict(placement)
 

@@ -24,9 +24,10 @@ from compiler.passes import phase as phases
 from compiler.passes import select as selection
 from compiler.passes.accumulate import accumulate
 from compiler.passes.rematerialise import Rematerialise
+from compiler.passes.stages import Stages, stage
 from compiler.passes.verify import verify
 
-PASSES = ("elaborate", "phase", "loss", "select", "differentiate", "optimise", "partition")
+PASSES = ("elaborate", "phase", "loss", "select", "stage", "differentiate", "optimise", "partition")
 PrintAfter = Callable[[str, Graph], None]
 
 
@@ -92,6 +93,18 @@ class Select:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Layers as stages of a pipeline: compiler/passes/stages.py."""
+
+    name: ClassVar[str] = "stage"
+    stages: Stages
+    sizes: Mapping[str, int]
+
+    def __call__(self, graph: Graph) -> Graph:
+        return stage(graph, self.stages, self.sizes)
+
+
+@dataclass(frozen=True)
 class Differentiate:
     """Gradients of the trainable parameters, summed over micro-batches: compiler/passes/differentiate.py,
     rematerialise.py, accumulate.py. ``sizes`` are those of one micro-batch."""
@@ -145,9 +158,13 @@ def phase_pipeline(
     logits: str | None = None,
     fresh: bool = False,
     choice: selection.Choice = selection.Choice(),
+    stages: Stages | None = None,
 ) -> Pipeline:
     """The passes of one phase: what is priced and lowered. Run it on ``model.graph``."""
-    return Pipeline((Elaborate(), Phase(model, phase, logits, fresh, choice.caches), Select(sizes, choice)))
+    return Pipeline((
+        Elaborate(), Phase(model, phase, logits, fresh, choice.caches), Select(sizes, choice),
+        *([] if stages is None else [Stage(stages, sizes)]),
+    ))  # fmt: skip
 
 
 def training_pipeline(
@@ -160,6 +177,7 @@ def training_pipeline(
     chunk: losses.Chunk | None = losses.Chunk(),
     optimiser: optimisation.Optimiser | None = None,
     choice: selection.Choice = selection.Choice(),
+    stages: Stages | None = None,
 ) -> Pipeline:
     """The passes to loss and gradients, and with ``optimiser`` to new parameters. ``sizes`` are those of the whole
     batch; after ``differentiate`` the graph's symbol batch is a micro-batch's rows (``micro_sizes``)."""
@@ -169,6 +187,7 @@ def training_pipeline(
     micro, names = micro_sizes(sizes, accumulate), tuple(wrt) if wrt is not None else None
     return Pipeline((
         Elaborate(), Phase(model, "forward"), Loss(micro, tokens, chunk=chunk), Select(micro, choice),
+        *([] if stages is None else [Stage(stages, micro)]),
         Differentiate(micro, wrt=names, remat=remat, accumulate=accumulate),
         *([] if optimiser is None else [Optimise(optimiser)]),
     ))  # fmt: skip

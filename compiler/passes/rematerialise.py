@@ -25,8 +25,10 @@ from compiler.ops.leaves import Input, Leaf
 from compiler.passes.differentiate import Backward, Keep, is_float, keep_all, last_id, recompute, spread
 from compiler.passes.loss import CHUNKS
 from compiler.passes.prune import prune
+from compiler.passes.stages import STAGES, TICKS
 
 POLICIES = ("none", "full", "dots", "names", "auto")
+AGAIN = (CHUNKS, TICKS, STAGES)  # of these repeats nothing is kept but what enters; inside them a policy holds again
 Shards = Callable[[Value], int]  # over how many devices a value is divided
 
 
@@ -58,12 +60,12 @@ class Rematerialise:
 
 def keep_everything(op: Repeat) -> Collection[int]:
     """Every value, except the logits of a chunk: that repeat is there to have none of them at once."""
-    return () if op.axis == CHUNKS else keep_all(op)
+    return () if op.axis in AGAIN else keep_all(op)
 
 
 def keep_dots(op: Repeat) -> Collection[int]:
     """Results of nodes that compute matrix products."""
-    if op.axis == CHUNKS:
+    if op.axis in AGAIN:
         return ()
     return {v.id for n in _computed(op) if _cost(n).matrix != 0 for v in n.results}
 
@@ -72,7 +74,7 @@ def keep_names(names: Sequence[str]) -> Keep:
     """What blocks of these names hand on: values made inside one and read outside, or by the next trip."""
 
     def keep(op: Repeat) -> Collection[int]:
-        if op.axis == CHUNKS:
+        if op.axis in AGAIN:
             return ()
         inside = {v.id: block for n in _computed(op) if (block := _block(n.path, names)) for v in n.results}
         uses = [(v.id, _block(n.path, names)) for n in op.body.nodes for v in n.operands]
@@ -133,7 +135,7 @@ class _Body:
 def auto(graph: Graph, sizes: Mapping[str, int], limit: float, shards: Shards = lambda value: 1) -> Keep:
     """Keeps, one after the other, the values that save the most recomputed FLOPs for each byte, while they and what
     enters the trips take ``limit`` bytes at most. ``sizes``: numbers of the symbols."""
-    ops = [op for op in repeats(graph) if op.axis != CHUNKS]
+    ops = [op for op in repeats(graph) if op.axis not in AGAIN]
     bodies = [_body(op, sizes, shards) for op in ops]
     room = limit - sum(_entering(op, sizes, shards) for op in ops)
     heap = [(-body.gain(place), i, place) for i, body in enumerate(bodies) for place in body.bytes]

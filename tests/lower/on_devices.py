@@ -19,8 +19,9 @@ from compiler.lower.registry import Context
 from compiler.ops.leaves import Input, State
 from compiler.parallel.plan import Plan
 from compiler.passes.partition import Partitioned, partition
-from compiler.passes.pipeline import phase_pipeline, training_pipeline
+from compiler.passes.pipeline import Pipeline, phase_pipeline, training_pipeline
 from compiler.passes.select import Choice
+from compiler.passes.stages import Stages
 from compiler.passes.verify import verify
 from runtime.weights.initial import random
 
@@ -68,15 +69,20 @@ def compare(
     plan: Plan,
     choice: Choice = Choice(),
     edit: Callable[[dict[str, Any]], None] = lambda arrays: None,
+    stages: Stages | None = None,
 ) -> tuple[Partitioned, dict[str, Any]]:
     """The largest error of any output relative to its largest entry, and the collectives in graph and program.
     ``edit`` changes the arrays before they are used."""
     train = phase == "train"
-    pipeline = (
-        training_pipeline(model, sizes, choice=choice) if train else phase_pipeline(model, phase, sizes, choice=choice)
-    )
-    graph = pipeline.run(model.graph)
-    made = partition(graph, plan, sizes)
+
+    def make(stages: Stages | None = None) -> Pipeline:
+        if train:
+            return training_pipeline(model, sizes, choice=choice, stages=stages)
+        return phase_pipeline(model, phase, sizes, choice=choice, stages=stages)
+
+    graph = make().run(model.graph)
+    staged = make(stages).run(model.graph) if stages else graph
+    made = partition(staged, plan, sizes)
     verify(made.graph, after="partition")
     arrays = leaves(model, graph, sizes)
     edit(arrays)
