@@ -97,6 +97,8 @@ def compile(
     shard: Sequence[str] = (),
     replicate: Sequence[str] = (),
     slices: int | None = None,
+    microbatches: int | None = None,
+    rounds: int | None = None,
     training: Training | None = None,
     check: bool = False,
     out: str | Path | None = None,
@@ -127,7 +129,7 @@ def compile(
     found = parse_target(target)
     model = load(model) if isinstance(model, str) else model
     check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
-    asked = compiling.parallel_of(parallel, mesh, shard, replicate, slices, found)
+    asked = compiling.parallel_of(parallel, mesh, shard, replicate, slices, found, microbatches, rounds)
     phase, note = phase_of(model, phase)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), logits, training or Training(), asked)
     compiled = compiling.run(model, request, found, out, check, time_limit, export, progress)
@@ -152,6 +154,8 @@ def explain(
     shard: Sequence[str] = (),
     replicate: Sequence[str] = (),
     slices: int | None = None,
+    microbatches: int | None = None,
+    rounds: int | None = None,
     training: Training | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def explain(
     model = load(model) if isinstance(model, str) else model
     check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
     found = meshes.place(target, chips, mesh, slices)
-    asked = meshes.parallel_of(parallel, mesh, shard, replicate, slices, found)
+    asked = meshes.parallel_of(parallel, mesh, shard, replicate, slices, found, microbatches, rounds)
     phase, _ = phase_of(model, phase)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), None, training or Training(), asked)
     return meshes.explain(model, request, found)

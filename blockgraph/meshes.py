@@ -86,10 +86,13 @@ def parallel_of(
     replicate: Iterable[str] = (),
     slices: int | None = None,
     target: Target | None = None,
+    microbatches: int | None = None,
+    rounds: int | None = None,
 ) -> Parallel | None:
     """What was asked of a mesh; None where nothing was. ``slices``: those of the target unless given. Raises where a
     mesh or a rule has no strategy."""
-    given = {"--mesh": mesh, "--shard": tuple(shard), "--replicate": tuple(replicate), "--slices": slices}
+    given = {"--mesh": mesh, "--shard": tuple(shard), "--replicate": tuple(replicate), "--slices": slices,
+             "--microbatches": microbatches, "--rounds": rounds}  # fmt: skip
     if strategy is None:
         first = next((name for name, value in given.items() if value), None)
         if first is None:
@@ -98,7 +101,7 @@ def parallel_of(
         problem = Problem("missing-option", message, None, strategies.strategies(), _usual(mesh))
         raise BlockgraphError(problem)
     own = slices if slices is not None else target.slices if target is not None and "dcn_" not in (mesh or "") else 1
-    return Parallel(strategy, mesh or "", tuple(shard), tuple(replicate), own)
+    return Parallel(strategy, mesh or "", tuple(shard), tuple(replicate), own, microbatches, rounds or 1)
 
 
 def _usual(mesh: str | None) -> str:

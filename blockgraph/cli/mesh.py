@@ -36,6 +36,13 @@ Replicate = Annotated[
 Slices = Annotated[
     int | None, typer.Option("--slices", min=1, help="Joined by the data-centre network only.", rich_help_panel=MESH)
 ]
+Microbatches = Annotated[
+    int | None, typer.Option("--microbatches", min=1, help="Of a pipeline, at a time.", rich_help_panel=MESH)
+]
+Rounds = Annotated[
+    int | None,
+    typer.Option("--rounds", min=1, help="Of a circular pipeline through its stages.", rich_help_panel=MESH),
+]
 OptimiserName = Annotated[
     str | None, typer.Option("--optimiser", metavar="NAME", help="adamw or sgd.", rich_help_panel=TRAINING)
 ]
@@ -89,6 +96,8 @@ def explain(
     shard: Shard = None,
     replicate: Replicate = None,
     slices: Slices = None,
+    microbatches: Microbatches = None,
+    rounds: Rounds = None,
     sets: Sets = None,
     sizes: Sizes = None,
     as_json: Json = False,
@@ -103,7 +112,7 @@ def explain(
     found = api.explain(
         model, parallel=parallel, mesh=mesh, target=target, chips=chips, phase=phase.value if phase else None,
         batch=batch, length=length, shard=tuple(shard or ()), replicate=tuple(replicate or ()), slices=slices,
-        sizes=options.sizes(sizes),
+        microbatches=microbatches, rounds=rounds, sizes=options.sizes(sizes),
     )  # fmt: skip
     if as_json:
         screen.print_json(found)

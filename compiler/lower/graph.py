@@ -86,9 +86,10 @@ def _repeat(ctx: Context, node: Node, *operands: Any) -> tuple[Any, ...]:
 
     step_by = -1 if op.reverse else 1
     start = (jnp.asarray(op.trips - 1 if op.reverse else 0, jnp.int32), carried, states)
-    if op.parallel and op.times == 1:  # one trip on each shard: no loop
+    here = op.trips // op.shards
+    if op.parallel and here == 1:  # one trip on each shard: no loop
         (_, values, stacks), ys = trip(start, [x[0] for x in stacked])
         return (*values, *(y[None] for y in ys))
-    (_, values, stacks), ys = jax.lax.scan(trip, start, stacked, length=op.times, reverse=op.reverse)
+    (_, values, stacks), ys = jax.lax.scan(trip, start, stacked, length=here, reverse=op.reverse)
     slots = [StackSlot(s, outer) if outer else s for s, outer in zip(stacks, around, strict=True)]
     return (*values, *ys, *slots)

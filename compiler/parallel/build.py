@@ -3,6 +3,7 @@ and priced is built by the same function."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +13,12 @@ from compiler.graph.ir import Graph, Value
 from compiler.language.model import Model
 from compiler.parallel import strategy as strategies
 from compiler.parallel.layout import Layout, lay
-from compiler.parallel.mesh import parse
+from compiler.parallel.mesh import Mesh, parse
 from compiler.parallel.network import network
+from compiler.parallel.replicate import Note
 from compiler.parallel.request import Parallel, Request, Training, Wires
 from compiler.parallel.resolve import Resolved, resolve
+from compiler.parallel.strategy import Strategy
 from compiler.parallel.tensors import Tensor
 from compiler.passes.call import TRAIN, sizes_for, whole_prompt
 from compiler.passes.loss import Chunk
@@ -25,10 +28,12 @@ from compiler.passes.phase import phase_graph
 from compiler.passes.pipeline import PrintAfter, micro_sizes, phase_pipeline, training_pipeline
 from compiler.passes.rematerialise import POLICIES, Rematerialise
 from compiler.passes.select import Choice
+from compiler.passes.stages import STAGES, Stages, stage
 from compiler.passes.verify import verify
 from compiler.targets.types import Target
 
 LOGITS_BYTES = 1 << 30  # of a chunk of the loss, on each device
+BUBBLES = 4  # micro-batches for each stage of a pipeline: less than a fifth of the time without work
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Meshed:
     plan: Resolved
     made: Partitioned
     layout: Layout
+    stages: Stages | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,15 @@ def build(
     if asked.parallel is not None:  # heads that lie side by side could not be divided
         choice = replace(choice, caches=replace(choice.caches, lanes=0))
     sizes = sizes_for(asked.phase, asked.batch, asked.length, asked.chunk, asked.sizes)
-    plan = _plan(model, asked, sizes, target) if asked.parallel is not None else None
+    plan, stages = _plan(model, asked, sizes, target) if asked.parallel is not None else (None, None)
     if asked.phase == TRAIN:
-        made = _training(model, asked, sizes, choice, plan).run(model.graph, print_after)
+        made = _training(model, asked, sizes, choice, plan, stages).run(model.graph, print_after)
         sizes = micro_sizes(sizes, asked.training.accumulate)
     else:
         fresh = whole_prompt(asked.phase, sizes)
-        pipeline = phase_pipeline(model, asked.phase, sizes, logits=asked.logits, fresh=fresh, choice=choice)
+        pipeline = phase_pipeline(
+            model, asked.phase, sizes, logits=asked.logits, fresh=fresh, choice=choice, stages=stages
+        )
         made = pipeline.run(model.graph, print_after)
     if plan is None:
         return Built(made, sizes, choice)
@@ -73,11 +81,12 @@ def build(
     if print_after is not None:
         print_after("partition", placed)  # type: ignore[arg-type]
     layout = lay(plan.mesh, network(target, wires), traffic(placed))
-    return Built(placed.graph, sizes, choice, Meshed(plan, placed, layout))
+    return Built(placed.graph, sizes, choice, Meshed(plan, placed, layout, stages))
 
 
-def _plan(model: Model, asked: Request, sizes: Mapping[str, int], target: Target) -> Resolved:
-    """What goes where, from the graph before it is differentiated: gradients and the optimiser follow parameters."""
+def _plan(model: Model, asked: Request, sizes: Mapping[str, int], target: Target) -> tuple[Resolved, Stages | None]:
+    """What goes where, from the graph before it is differentiated: gradients and the optimiser follow parameters; and
+    the pipeline, where there is one."""
     assert asked.parallel is not None
     strategy = strategies.load(asked.parallel.strategy, shard=asked.parallel.shard, replicate=asked.parallel.replicate)
     mesh = parse(asked.parallel.mesh or _only_axis(strategy.mesh, asked.parallel), asked.parallel.slices)
@@ -85,7 +94,39 @@ def _plan(model: Model, asked: Request, sizes: Mapping[str, int], target: Target
     if training:
         sizes = micro_sizes(sizes, asked.training.accumulate)
     graph = phase_graph(model, "forward" if training else asked.phase, asked.logits).graph
-    return resolve(strategy, mesh, graph, sizes, target.devices, machine=str(target), training=training)
+    stages = pipeline(strategy, mesh, asked.parallel, sizes, target)
+    if stages is not None:
+        graph = stage(graph, stages, sizes)
+    plan = resolve(strategy, mesh, graph, sizes, target.devices, machine=str(target), training=training)
+    if stages is not None:
+        plan = replace(plan, notes=(*plan.notes, Note("pipeline", stages.told(training))))
+    return plan, stages
+
+
+def pipeline(
+    strategy: Strategy, mesh: Mesh, asked: Parallel, sizes: Mapping[str, int], target: Target
+) -> Stages | None:
+    """The pipeline that a strategy and a mesh make: as many stages as the mesh axes have to which ``stages`` goes.
+    None where there is one stage. Raises SpecError for options of a pipeline where there is none."""
+    full = mesh.fill(target.devices, str(target)) if -1 in mesh.sizes.values() else mesh
+    rules = strategy.table(full.sizes)["activations"]
+    over = [m for m, axes in rules.items() if STAGES in axes]
+    count = math.prod(full.sizes[m] for m in over)
+    if count < 2:
+        if asked.microbatches is not None or asked.rounds != 1:
+            message = f"{asked.strategy} on {full} has no pipeline to which --microbatches or --rounds could apply"
+            raise SpecError(Problem("missing-option", message, None, (), "--parallel pipeline --mesh stage=4"))
+        return None
+    rows = math.prod(n for m, n in full.sizes.items() if "batch" in rules.get(m, ()) and m not in over)
+    return Stages(count, asked.microbatches or _microbatches(sizes["batch"], rows, count, asked.rounds), asked.rounds)
+
+
+def _microbatches(batch: int, rows: int, stages: int, rounds: int) -> int:
+    """About ``BUBBLES`` micro-batches a stage, each with a row for every device that has its own; a circular pipeline
+    takes them by as many as it has stages."""
+    by = stages if rounds > 1 else 1
+    fitting = [n for n in range(by, batch + 1, by) if batch % n == 0 and batch // n % rows == 0]
+    return max((n for n in fitting if n <= BUBBLES * stages), default=min(fitting, default=stages))
 
 
 def _only_axis(axes: tuple[str, ...], asked: Parallel) -> str:
@@ -96,7 +137,14 @@ def _only_axis(axes: tuple[str, ...], asked: Parallel) -> str:
     raise SpecError(Problem("bad-mesh", message, None, axes))
 
 
-def _training(model: Model, asked: Request, sizes: Mapping[str, int], choice: Choice, plan: Resolved | None) -> Any:
+def _training(
+    model: Model,
+    asked: Request,
+    sizes: Mapping[str, int],
+    choice: Choice,
+    plan: Resolved | None,
+    stages: Stages | None,
+) -> Any:
     asked_for, shards = asked.training, _shards(plan, sizes)
     rows = shards({"batch": sizes["batch"], "seq": sizes["seq"], "vocab": _vocab(model)})
     chunk = Chunk(positions=asked_for.loss_chunk, logits_bytes=LOGITS_BYTES * rows)
@@ -107,7 +155,7 @@ def _training(model: Model, asked: Request, sizes: Mapping[str, int], choice: Ch
         remat = replace(remat, limit=asked_for.remat_limit, shards=divided)
     return training_pipeline(
         model, sizes, remat=remat, accumulate=asked_for.accumulate, chunk=chunk, optimiser=optimiser(asked_for),
-        choice=choice,
+        choice=choice, stages=stages,
     )  # fmt: skip
 
 

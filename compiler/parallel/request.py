@@ -35,13 +35,16 @@ class Wires:
 @dataclass(frozen=True)
 class Parallel:
     """``strategy``: files of specs/parallelism joined by +. ``mesh``: "data=64,model=4", where one size may be -1;
-    empty: all devices on the strategy's one mesh axis."""
+    empty: all devices on the strategy's one mesh axis. ``microbatches``: into how many a pipeline divides the batch
+    (None: as many as there should be); ``rounds``: how often each passes through all stages."""
 
     strategy: str
     mesh: str = ""
     shard: tuple[str, ...] = ()
     replicate: tuple[str, ...] = ()
     slices: int = 1
+    microbatches: int | None = None
+    rounds: int = 1
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Parallel:

@@ -93,8 +93,9 @@ def _place_arguments(graph: Graph, place: dict[int, Placement]) -> None:
     """A region's arguments lie as the operands that they stand for."""
     for node in graph.nodes:
         if isinstance(node.op, Repeat):
+            own = node.op.axis if node.op.parallel else None  # of a shard's own trip, no axis of what it gets
             for argument, value in zip(node.op.arguments, node.operands, strict=True):
-                place[argument] = {m: p for m, p in place[value.id].items() if not node.op.parallel or p != node.op.axis}
+                place[argument] = {m: p for m, p in place[value.id].items() if p != own}
             _place_arguments(node.op.body, place)
 
 

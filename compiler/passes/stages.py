@@ -56,6 +56,13 @@ class Stages:
         """Of a step's time in the pipeline, what a stage spends without work."""
         return (self.stages - 1) / self.ticks
 
+    def told(self, training: bool) -> str:
+        """In a sentence, for people."""
+        rounds = f", {self.rounds} rounds" if self.rounds > 1 else ""
+        way = "forward and again backward" if training else "forward"
+        idle = f"{self.stages - 1} of them ({self.bubble:.1%}) without work"
+        return f"pipeline of {self.stages} stages, {self.micro} micro-batches{rounds}: {self.ticks} ticks {way}, {idle}"
+
     def round(self, tick: int, stage: int) -> int:
         """Which of its groups of layers a stage runs."""
         return max(tick - stage, 0) // self.stages % self.rounds
