@@ -98,7 +98,8 @@ class Constant(Leaf):
 @op
 @dataclass(frozen=True)
 class Positions(Op):
-    """Absolute positions [batch, axis]: 0, 1, … or, with an operand ``start`` [batch], from there on."""
+    """Absolute positions [batch, axis]: 0, 1, … or, with an operand ``start`` [batch], from there on. ``rows``: of the
+    batch."""
 
     name: ClassVar[str] = "positions"
     differentiable: ClassVar[bool] = False

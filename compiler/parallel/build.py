@@ -22,13 +22,14 @@ from compiler.parallel.strategy import Strategy
 from compiler.parallel.tensors import Tensor
 from compiler.passes.call import TRAIN, sizes_for, whole_prompt
 from compiler.passes.loss import Chunk
+from compiler.passes.micro import STAGES
 from compiler.passes.optimise import SGD, AdamW, Optimiser
 from compiler.passes.partition import Partitioned, partition
 from compiler.passes.phase import phase_graph
 from compiler.passes.pipeline import PrintAfter, micro_sizes, phase_pipeline, training_pipeline
 from compiler.passes.rematerialise import POLICIES, Rematerialise
 from compiler.passes.select import Choice
-from compiler.passes.stages import STAGES, Stages, stage
+from compiler.passes.stages import Stages, stage
 from compiler.passes.verify import verify
 from compiler.targets.types import Target
 

@@ -75,8 +75,8 @@ class Across:
         return self.p.place[value.id].get(self.mesh_axis)
 
     def numbered(self, t: TensorType, axis: str) -> Value:
-        """The number of each entry along ``axis``, int32."""
-        return self.one(Positions(axis, t.size(axis)))
+        """The number of each entry along ``axis`` [batch, axis], int32."""
+        return self.one(Positions(axis, t.size(axis), t.size("batch")))
 
     def size(self, t: TensorType, axis: str) -> int:
         """Entries of an axis, of the whole."""

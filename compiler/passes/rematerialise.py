@@ -24,8 +24,8 @@ from compiler.ops.control import Repeat, stack
 from compiler.ops.leaves import Input, Leaf
 from compiler.passes.differentiate import Backward, Keep, is_float, keep_all, last_id, recompute, spread
 from compiler.passes.loss import CHUNKS
+from compiler.passes.micro import STAGES, TICKS
 from compiler.passes.prune import prune
-from compiler.passes.stages import STAGES, TICKS
 
 POLICIES = ("none", "full", "dots", "names", "auto")
 AGAIN = (CHUNKS, TICKS, STAGES)  # of these repeats nothing is kept but what enters; inside them a policy holds again

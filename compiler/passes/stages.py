@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from compiler.errors import Problem, SpecError
 from compiler.graph.builder import Builder
@@ -26,16 +25,13 @@ from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.region import Region
 from compiler.graph.replay import Replay
 from compiler.graph.sizes import BATCH, Size
-from compiler.graph.types import TensorType
 from compiler.ops.control import Repeat
-from compiler.ops.leaves import Constant, Leaf
 from compiler.ops.lookup import Lookup
 from compiler.ops.recurrence import Shift
 from compiler.ops.shape import Merge, Pad, Slice, Split, zeros
+from compiler.passes.micro import MICRO, STAGES, TICKS, Resized, micro_batches, micro_rows, numbers, staged
 
-STAGES, TICKS, ROUNDS = "stages", "ticks", "rounds"
-MICRO = "micro"
-LAYERS = "layers"
+LAYERS, ROUNDS = "layers", "rounds"
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ class _Stage(Replay):
             weights = [(a, self.groups(v, per)) for a, v in stacked]
             rounds, entry = self.schedule(b)
             tick = Region(b, asked.ticks, TICKS)
-            held = [tick.carry(zeros(b, _stages(_micro(v.type, asked.micro), asked.stages))) for _, v in flowing]
+            held = [tick.carry(zeros(b, staged(micro_rows(v.type, asked.micro), asked.stages))) for _, v in flowing]
             fresh = [tick.stacked(v) for v in waiting]
             enters = tick.stacked(entry)
             turn = tick.stacked(rounds)
@@ -123,7 +119,7 @@ class _Stage(Replay):
             each = Region(tick, asked.stages, STAGES, parallel=True)
             done = self.layers(each, op, per, flowing, shared, weights, taken, turn, len(carried))
             after = each.close([], [(f"out{i}", v) for i, v in enumerate(done)])[1]
-            last = self.number(tick, [s == asked.stages - 1 for s in range(asked.stages)], STAGES, "bool")
+            last = numbers(tick, [s == asked.stages - 1 for s in range(asked.stages)], STAGES, "bool")
             outs = []
             for i, v in enumerate(after):
                 own = tick.select(last, v, tick.constant(0.0, v.type.dtype))
@@ -157,8 +153,7 @@ class _Stage(Replay):
     def enter(self, v: Value) -> Value:
         """[.., batch, ..] as [ticks, .., batch, ..]: zeros where no micro-batch enters."""
         b, asked = self.b, self.asked
-        parts = b.one(Split("batch", ("batch", MICRO), (BATCH // asked.micro, Size.of(asked.micro))), v)
-        x = b.arrange(parts, (MICRO, *v.axes))
+        x = micro_batches(b, v, asked.micro)
         if asked.rounds > 1:
             group = (Size.of(asked.micro // asked.stages), Size.of(asked.stages))
             x = b.one(Split(MICRO, ("groups", MICRO), group), x)
@@ -201,12 +196,9 @@ class _Stage(Replay):
             ([asked.round(t, s) for t, s in cells], "int32"),
             ([s == 0 and asked.enters(t) for t, s in cells], "bool"),
         ):
-            flat = self.number(b, values, TICKS, dtype)
+            flat = numbers(b, values, TICKS, dtype)
             made.append(b.one(Split(TICKS, (TICKS, STAGES), (Size.of(asked.ticks), Size.of(asked.stages))), flat))
         return made[0], made[1]
-
-    def number(self, b: Builder, values: Sequence[Any], axis: str, dtype: str) -> Value:
-        return b.append(Constant(tuple(values)), (), (TensorType.make([(axis, len(values))], dtype),))[0]
 
     # -- one stage
     def layers(
@@ -222,7 +214,7 @@ class _Stage(Replay):
         carried: int,
     ) -> list[Value]:
         """The layers of one stage on what it has taken; what they carry."""
-        body = _Resized({"batch": BATCH // self.asked.micro}, each)
+        body = Resized({"batch": BATCH // self.asked.micro}, each)
         found = {a: each.stacked(v) for (a, _), v in zip(flowing, taken, strict=True)} | dict(shared)
         for argument, stack in weights:
             own = each.stacked(stack)
@@ -232,44 +224,3 @@ class _Stage(Replay):
         trips = dataclasses.replace(op, trips=per)
         ins = [found[a] for a in op.arguments]
         return body.repeat(trips, ins)[:carried]
-
-
-class _Resized(Replay):
-    """Replays with other sizes in place of symbols."""
-
-    def __init__(self, env: Mapping[str, Size], b: Builder) -> None:
-        super().__init__(b)
-        self.env = env
-
-    def rewrite(self, node: Node, ins: Sequence[Value]) -> Sequence[Value] | None:
-        if isinstance(node.op, Repeat):
-            return None
-        op = resized(node.op, self.env)
-        if isinstance(op, Leaf):
-            return self.b.append(op, (), tuple(_resized(v.type, self.env) for v in node.results))
-        return self.b.apply(op, *ins)
-
-
-def resized(op: Any, env: Mapping[str, Size]) -> Any:
-    """The op with ``env`` in the sizes that it names."""
-
-    def new(x: Any) -> Any:
-        if isinstance(x, Size):
-            return x.substitute(env)
-        return tuple(new(part) for part in x) if isinstance(x, tuple) else x
-
-    found = {f.name: new(getattr(op, f.name)) for f in dataclasses.fields(op)}
-    changed = {name: value for name, value in found.items() if value != getattr(op, name)}
-    return dataclasses.replace(op, **changed) if changed else op
-
-
-def _resized(t: TensorType, env: Mapping[str, Size]) -> TensorType:
-    return TensorType(t.axes, tuple(s.substitute(env) for s in t.sizes), t.dtype)
-
-
-def _micro(t: TensorType, micro: int) -> TensorType:
-    return t.resize("batch", t.size("batch") // micro)
-
-
-def _stages(t: TensorType, stages: int) -> TensorType:
-    return TensorType.make([(STAGES, stages), *t.pairs], t.dtype)

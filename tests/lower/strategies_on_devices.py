@@ -13,8 +13,10 @@ from typing import Any
 
 from compiler.language.model import Model, load
 from compiler.parallel import strategy as strategies
+from compiler.parallel.mesh import parse
 from compiler.parallel.resolve import resolve
 from compiler.passes.phase import phase_graph
+from compiler.passes.stages import Stages, stage
 from tests.lower.on_devices import compare
 
 SPECS = Path(__file__).parents[1] / "specs"
@@ -37,9 +39,17 @@ class Case:
     replicate: str = ""
     batch: int = 8
     seq: int = 32
+    micro: int = 0  # of a pipeline
+    rounds: int = 1
+    layers: int | None = None
+
+    def stages(self) -> Stages | None:
+        """One stage for each device of the mesh axis ``stage``."""
+        return Stages(parse(self.mesh).sizes["stage"], self.micro, self.rounds) if self.micro else None
 
     def __str__(self) -> str:
-        return f"{self.model}, {self.strategy} ({self.mesh}), {self.phase}"
+        pipe = f", {self.micro} micro-batches, {self.rounds} rounds" if self.micro else ""
+        return f"{self.model}, {self.strategy} ({self.mesh}), {self.phase}{pipe}"
 
 
 ALONE = (("data", "data=8"), ("fsdp", "fsdp=4"), ("zero1", "data=4"), ("zero2", "data=4"), ("tensor", "model=2"),
@@ -54,6 +64,19 @@ COMBINED = (
 REPLICATED = {"one key head": "kv_heads", "griffin": "kv_heads"}
 
 
+PIPED = [
+    Case("gemma2", "pipeline", "stage=2", micro=4), Case("gemma2", "pipeline", "stage=2", "forward", micro=2, layers=8),
+    Case("gemma2", "pipeline", "stage=2", micro=4, rounds=2, layers=8),
+    Case("griffin", "pipeline+data", "stage=2,data=2", micro=4, layers=6),
+    Case("experts", "pipeline", "stage=4", micro=8, layers=4), Case("captioner", "pipeline", "stage=2", micro=2),
+    Case("gemma2", "pipeline+fsdp+tensor", "stage=2,fsdp=2,model=2", micro=2, layers=8),
+    Case("gemma2", "pipeline+tensor+sequence", "stage=2,model=2", micro=2, rounds=2, layers=16),
+    Case("gemma2", "pipeline+context", "stage=2,context=4", micro=2, layers=8),
+    Case("one key head", "pipeline+zero1", "stage=4,data=2", micro=4, layers=8),
+    Case("experts", "pipeline+expert", "stage=2,expert=2", micro=2, layers=4),
+]  # fmt: skip
+
+
 def case(model: str, strategy: str, mesh: str, phase: str = "train") -> Case:
     return Case(model, strategy, mesh, phase, REPLICATED.get(model, "") if "tensor" in strategy else "")
 
@@ -65,12 +88,14 @@ FAST = [
     case("gemma2", "zero1", "data=4"), case("gemma2", "tensor+decode-length", "model=2", "decode"),
     case("one key head", "decode-length", "model=4", "decode"), case("griffin", "fsdp", "fsdp=4", "decode"),
     case("captioner", "data+tensor", "data=4,model=2"), case("captioner", "data+context", "data=2,context=4"),
+    PIPED[0], PIPED[2],
 ]  # fmt: skip
 SLOW = [
     *(case(m, *s, "train") for m in MODELS for s in (*ALONE, *COMBINED)),
     *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts")
       for s in (("data", "data=8"), ("fsdp", "fsdp=4"), ("tensor", "model=2"), ("fsdp+tensor", "fsdp=4,model=2"),
                 ("decode-length", "model=4"), ("data+decode-length", "data=2,model=4"))),
+    *PIPED,
 ]  # fmt: skip
 
 
@@ -91,19 +116,21 @@ CASES = {"fast": FAST, "slow": SLOW, "random": random_cases()}
 
 
 @cache
-def model(name: str) -> Model:
+def model(name: str, layers: int | None = None) -> Model:
     spec, overrides = MODELS[name]
-    return load(spec, overrides)
+    return load(spec, overrides | ({} if layers is None else {"layers": layers}))
 
 
 def run(c: Case) -> dict[str, Any]:
-    made = model(c.model)
+    made, stages = model(c.model, c.layers), c.stages()
     sizes = {"batch": c.batch, "seq": 1 if c.phase == "decode" else c.seq, "capacity": max(c.seq, 16), "frames": 6}
     graph = phase_graph(made, "forward" if c.phase == "train" else c.phase).graph
+    if stages is not None:
+        graph = stage(graph, stages, sizes)
     axes = {a for n, _ in graph.walk() for v in n.results for a in v.axes}
     strategy = strategies.load(c.strategy, replicate=[a for a in c.replicate.split(",") if a in axes])
     plan = resolve(strategy, c.mesh, graph, sizes, training=c.phase == "train")
-    return {"case": str(c), **compare(made, c.phase, sizes, plan)[1]}
+    return {"case": str(c), **compare(made, c.phase, sizes, plan, stages=stages)[1]}
 
 
 def main() -> None:

@@ -205,16 +205,16 @@ def test_a_mesh_axis_that_divides_nothing_is_told() -> None:
 
 @pytest.mark.parametrize("name", ["gemma2-2b", "recurrentgemma-9b", "mixtral-8x7b", "smollm2-135m"])
 @pytest.mark.parametrize("strategy", strategies())
-def test_shipped_models_on_two_devices(name: str, strategy: str) -> None:
+def test_shipped_models_on_a_small_mesh(name: str, strategy: str) -> None:
     (m,) = load(strategy).mesh
     options = {"replicate": ["kv_heads"]} if m == "model" else {}
     if name == "smollm2-135m" and m == "model":
         options = {"replicate": ["heads"]}
     if m == "model" and strategy != "tensor":
         strategy, m = f"tensor+{strategy}", "model"
+    n = 13 if (strategy, name) == ("pipeline", "gemma2-2b") else 2  # it repeats two layers 13 times
     sizes = {"batch": 16, "seq": 1, "capacity": 2048}
-    made = plan(strategy, f"{m}=2", shipped(name, "decode"), sizes=sizes, **options)
-    assert made.devices == 2
+    assert plan(strategy, f"{m}={n}", shipped(name, "decode"), sizes=sizes, **options).devices == n
 
 
 def test_a_role_of_another_size_in_another_tower() -> None:

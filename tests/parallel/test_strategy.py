@@ -14,7 +14,7 @@ from compiler.parallel.strategy import Strategy, json_schema, load, loads, strat
 from compiler.source.yaml import load_file, load_text
 from tests.docs.pages import Example, examples
 
-NAMES = "context", "data", "decode-length", "expert", "fsdp", "sequence", "tensor", "zero1", "zero2"
+NAMES = "context", "data", "decode-length", "expert", "fsdp", "pipeline", "sequence", "tensor", "zero1", "zero2"
 
 
 def problems(make: object, *args: object, **options: object) -> list[Problem]:

@@ -21,6 +21,7 @@ from compiler.passes.partition import Partitioned, partition
 from compiler.passes.phase import phase_graph
 from compiler.passes.prune import prune
 from compiler.passes.select import Choice, select
+from compiler.passes.stages import Stages, stage
 from compiler.passes.verify import verify
 from tests.ops.build import tensor
 from tests.passes.specs import spec
@@ -90,6 +91,11 @@ CHANGES: dict[str, Change] = {
     "accumulate/mlp": lambda: of(differentiate(next_token_loss(forward("mlp"))), lambda g: accumulate(g, 2)),
     "optimise/adamw": lambda: of(differentiate(scalar("frozen")), lambda g: optimise(g, AdamW(clip=1.0))),
     "optimise/sgd": lambda: of(differentiate(scalar("frozen")), lambda g: optimise(g, SGD())),
+    "stage/repeat": lambda: of(forward("repeat"), lambda g: stage(g, Stages(3, 2), SIZES)),
+    "partition/stages": lambda: of(
+        stage(forward("repeat"), Stages(3, 2), SIZES),
+        lambda g: partition(g, Plan.of({"stages": "stage", "layers": "stage"}, {"stage": 3}), SIZES),
+    ),
     "partition/mlp": lambda: of(forward("mlp"), lambda g: split(g, mlp="model")),
     "partition/vocab": lambda: of(forward("mlp"), lambda g: split(g, vocab="model")),
     "partition/mlp_gradient": lambda: of(differentiate(scalar("mlp")), lambda g: split(g, mlp="model")),
