@@ -97,6 +97,7 @@ def compile(
     shard: Sequence[str] = (),
     replicate: Sequence[str] = (),
     slices: int | None = None,
+    schedule: str | None = None,
     microbatches: int | None = None,
     rounds: int | None = None,
     training: Training | None = None,
@@ -129,7 +130,7 @@ def compile(
     found = parse_target(target)
     model = load(model) if isinstance(model, str) else model
     check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
-    asked = compiling.parallel_of(parallel, mesh, shard, replicate, slices, found, microbatches, rounds)
+    asked = compiling.parallel_of(parallel, mesh, shard, replicate, slices, found, schedule, microbatches, rounds)
     phase, note = phase_of(model, phase)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), logits, training or Training(), asked)
     compiled = compiling.run(model, request, found, out, check, time_limit, export, progress)
@@ -154,6 +155,7 @@ def explain(
     shard: Sequence[str] = (),
     replicate: Sequence[str] = (),
     slices: int | None = None,
+    schedule: str | None = None,
     microbatches: int | None = None,
     rounds: int | None = None,
     training: Training | None = None,
@@ -167,7 +169,7 @@ def explain(
     model = load(model) if isinstance(model, str) else model
     check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
     found = meshes.place(target, chips, mesh, slices)
-    asked = meshes.parallel_of(parallel, mesh, shard, replicate, slices, found, microbatches, rounds)
+    asked = meshes.parallel_of(parallel, mesh, shard, replicate, slices, found, schedule, microbatches, rounds)
     phase, _ = phase_of(model, phase)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), None, training or Training(), asked)
     return meshes.explain(model, request, found)

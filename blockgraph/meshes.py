@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.errors import BlockgraphError, Problem
+from compiler.errors import BlockgraphError, Problem, nearest
 from compiler.graph.ir import Graph, Node, Value
 from compiler.language.model import Model
 from compiler.ops.collective import Collective, Once, OwnShard
@@ -22,7 +22,7 @@ from compiler.parallel import strategy as strategies
 from compiler.parallel.build import Built
 from compiler.parallel.layout import Links
 from compiler.parallel.mesh import parse as parse_mesh
-from compiler.parallel.request import Parallel, Request, Topology, Training, Wires
+from compiler.parallel.request import SCHEDULES, Parallel, Request, Topology, Training, Wires
 from compiler.passes.call import TRAIN
 from compiler.passes.classes import state_class
 from compiler.passes.placement import Partial, numbers
@@ -86,13 +86,14 @@ def parallel_of(
     replicate: Iterable[str] = (),
     slices: int | None = None,
     target: Target | None = None,
+    schedule: str | None = None,
     microbatches: int | None = None,
     rounds: int | None = None,
 ) -> Parallel | None:
     """What was asked of a mesh; None where nothing was. ``slices``: those of the target unless given. Raises where a
     mesh or a rule has no strategy."""
     given = {"--mesh": mesh, "--shard": tuple(shard), "--replicate": tuple(replicate), "--slices": slices,
-             "--microbatches": microbatches, "--rounds": rounds}  # fmt: skip
+             "--schedule": schedule, "--microbatches": microbatches, "--rounds": rounds}  # fmt: skip
     if strategy is None:
         first = next((name for name, value in given.items() if value), None)
         if first is None:
@@ -101,7 +102,20 @@ def parallel_of(
         problem = Problem("missing-option", message, None, strategies.strategies(), _usual(mesh))
         raise BlockgraphError(problem)
     own = slices if slices is not None else target.slices if target is not None and "dcn_" not in (mesh or "") else 1
-    return Parallel(strategy, mesh or "", tuple(shard), tuple(replicate), own, microbatches, rounds or 1)
+    schedule, rounds = _schedule(schedule, rounds)
+    return Parallel(strategy, mesh or "", tuple(shard), tuple(replicate), own, schedule, microbatches, rounds)
+
+
+def _schedule(schedule: str | None, rounds: int | None) -> tuple[str, int]:
+    """A pipeline's schedule and its rounds: several rounds are a circular one, and that has two unless said."""
+    if schedule is not None and schedule not in SCHEDULES:
+        message = f"no schedule of a pipeline is called {schedule}"
+        raise BlockgraphError(Problem("unknown-name", message, None, SCHEDULES, nearest(schedule, SCHEDULES)))
+    if rounds is not None and (rounds > 1) != (schedule in ("circular", None)):
+        message = f"--schedule {schedule} with --rounds {rounds}: a circular pipeline has several rounds, others one"
+        raise BlockgraphError(Problem("conflicting-options", message))
+    chosen = schedule or ("circular" if (rounds or 1) > 1 else "gpipe")
+    return chosen, rounds or (2 if chosen == "circular" else 1)
 
 
 def _usual(mesh: str | None) -> str:

@@ -45,8 +45,8 @@ def own_machine() -> Target:
 
 def parallel_here(
     target: Target, strategy: str | None, mesh: str | None = None, shard: Sequence[str] = (),
-    replicate: Sequence[str] = (), slices: int | None = None, default: str = "fsdp", microbatches: int | None = None,
-    rounds: int | None = None,
+    replicate: Sequence[str] = (), slices: int | None = None, default: str = "fsdp",
+    schedule: str | None = None, microbatches: int | None = None, rounds: int | None = None,
 ) -> tuple[Parallel | None, tuple[str, ...]]:  # fmt: skip
     """What was asked of a mesh on the machine's own devices, and notes. Several processes without a strategy get
     ``default`` over all devices: a program on one device would leave the others out."""
@@ -57,7 +57,7 @@ def parallel_here(
     if strategy is None and mesh is None and processes > 1:
         note = f"{processes} processes: --parallel {default} over all {target.devices} devices"
         return parallel_of(default, None, shard, replicate, slices, target), (note,)
-    asked = parallel_of(strategy, mesh, shard, replicate, slices, target, microbatches, rounds)
+    asked = parallel_of(strategy, mesh, shard, replicate, slices, target, schedule, microbatches, rounds)
     notes: tuple[str, ...] = ()
     if asked is None and target.devices > 1:
         notes = (f"one of {target.devices} devices is used: --parallel {default} uses all",)
@@ -83,6 +83,7 @@ def prepare(
     shard: Sequence[str] = (),
     replicate: Sequence[str] = (),
     slices: int | None = None,
+    schedule: str | None = None,
     microbatches: int | None = None,
     rounds: int | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -102,7 +103,15 @@ def prepare(
     model = load(model) if isinstance(model, str) else model
     target = own_machine()
     asked, notes = parallel_here(
-        target, parallel, mesh, shard, replicate, slices, microbatches=microbatches, rounds=rounds
+        target,
+        parallel,
+        mesh,
+        shard,
+        replicate,
+        slices,
+        schedule=schedule,
+        microbatches=microbatches,
+        rounds=rounds,
     )
     request = Request("train", batch, length, None, dict(sizes or {}), None, training or Training(), asked)
     vocab = rows_of(model)

@@ -90,6 +90,7 @@ def compile_(
     shard: mesh_options.Shard = None,
     replicate: mesh_options.Replicate = None,
     slices: mesh_options.Slices = None,
+    schedule: mesh_options.Schedule = None,
     microbatches: mesh_options.Microbatches = None,
     rounds: mesh_options.Rounds = None,
     check: Annotated[bool, typer.Option("--check", help="Hold the compiled program against the graph.")] = False,
@@ -146,9 +147,9 @@ def compile_(
     with Progress(quiet=as_json) as progress:
         compiled = api.compile(
             model, target, phase=named, batch=batch, length=length, chunk=chunk, mesh=mesh, parallel=parallel,
-            shard=tuple(shard or ()), replicate=tuple(replicate or ()), slices=slices, microbatches=microbatches,
-            rounds=rounds, training=training, check=check, out=place, sizes=given, time_limit=time_limit,
-            progress=progress,
+            shard=tuple(shard or ()), replicate=tuple(replicate or ()), slices=slices, schedule=schedule,
+            microbatches=microbatches, rounds=rounds, training=training, check=check, out=place, sizes=given,
+            time_limit=time_limit, progress=progress,
         )  # fmt: skip
     result = compiled.result
     if as_json:

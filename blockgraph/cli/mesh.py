@@ -36,6 +36,10 @@ Replicate = Annotated[
 Slices = Annotated[
     int | None, typer.Option("--slices", min=1, help="Joined by the data-centre network only.", rich_help_panel=MESH)
 ]
+Schedule = Annotated[
+    str | None,
+    typer.Option("--schedule", metavar="NAME", help="Of a pipeline: gpipe, 1f1b, circular.", rich_help_panel=MESH),
+]
 Microbatches = Annotated[
     int | None, typer.Option("--microbatches", min=1, help="Of a pipeline, at a time.", rich_help_panel=MESH)
 ]
@@ -96,6 +100,7 @@ def explain(
     shard: Shard = None,
     replicate: Replicate = None,
     slices: Slices = None,
+    schedule: Schedule = None,
     microbatches: Microbatches = None,
     rounds: Rounds = None,
     sets: Sets = None,
@@ -112,7 +117,7 @@ def explain(
     found = api.explain(
         model, parallel=parallel, mesh=mesh, target=target, chips=chips, phase=phase.value if phase else None,
         batch=batch, length=length, shard=tuple(shard or ()), replicate=tuple(replicate or ()), slices=slices,
-        microbatches=microbatches, rounds=rounds, sizes=options.sizes(sizes),
+        schedule=schedule, microbatches=microbatches, rounds=rounds, sizes=options.sizes(sizes),
     )  # fmt: skip
     if as_json:
         screen.print_json(found)

@@ -13,7 +13,7 @@ import typer
 
 from blockgraph.cli import mesh as meshes
 from blockgraph.cli import options, processes, screen
-from blockgraph.cli.mesh import Mesh, Microbatches, Replicate, Rounds, Shard, Slices, Strategy
+from blockgraph.cli.mesh import Mesh, Microbatches, Replicate, Rounds, Schedule, Shard, Slices, Strategy
 from blockgraph.cli.options import Json, Sets, Sizes, Spec
 from blockgraph.cli.progress import Progress
 from blockgraph.cli.run import Tokenizer
@@ -51,6 +51,7 @@ def train(
     shard: Shard = None,
     replicate: Replicate = None,
     slices: Slices = None,
+    schedule: Schedule = None,
     microbatches: Microbatches = None,
     rounds: Rounds = None,
     distributed: processes.Distributed = False,
@@ -84,7 +85,8 @@ def train(
                 model, steps=steps, text=text, synthetic=synthetic, tokenizer=tokenizer, batch=batch, length=length,
                 lr=lr, warmup=warmup, seed=seed, weights=weights, training=asked, mesh=mesh, parallel=parallel,
                 shard=tuple(shard or ()), replicate=tuple(replicate or ()), slices=slices,
-                microbatches=microbatches, rounds=rounds, sizes=options.sizes(sizes), progress=progress,
+                schedule=schedule, microbatches=microbatches, rounds=rounds, sizes=options.sizes(sizes),
+                progress=progress,
             )  # fmt: skip
             said = _after_first(run.steps(), progress)
             if group.first:

@@ -110,6 +110,12 @@ def _scatter_add(ctx: Context, node: Node, ids: Array, g: Array) -> tuple[Array,
     return (jnp.zeros((size, *flat.shape[1:]), g.dtype).at[place].add(flat, mode="drop"),)
 
 
+@lowers(lookup.Put)
+def _put(ctx: Context, node: Node, table: Array, value: Array, index: Array) -> tuple[Array, ...]:
+    axis = node.operands[0].axes.index(node.op.axis)  # type: ignore[attr-defined]
+    return (jax.lax.dynamic_update_index_in_dim(table, value, index, axis),)
+
+
 @lowers(shape.Arrange)
 def _arrange(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     return (align(x, node.operands[0].axes, node.result.axes),)

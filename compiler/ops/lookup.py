@@ -86,6 +86,42 @@ class ScatterAdd(Op):
         return Role.LOOKUP if axis == self.axis else Role.PARALLEL
 
 
+@op
+@dataclass(frozen=True)
+class Put(Op):
+    """table with the entry ``id`` (a number) of ``axis`` replaced by a value. Updated in place where the table is
+    carried by a loop."""
+
+    name: ClassVar[str] = "put"
+    axis: str = "held"
+
+    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
+        table, value, index = ins
+        if table.drop(self.axis) != value:
+            raise TypeProblem("axis-mismatch", f"an entry of {table} along {self.axis} is no {value}")
+        if index.axes or not index.dtype.startswith("int"):
+            raise TypeProblem("dtype-mismatch", f"one number says which entry, found {index}")
+        return (table,)
+
+    def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
+        return Cost(read=ins[1].bytes + ins[2].bytes, written=ins[1].bytes)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial == {0, 1}
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> tuple[Value | None, ...]:
+        (g,) = grads
+        if g is None:
+            return None, None, None
+        nothing = b.expand(b.constant(0.0, ins[1].type.dtype), ins[1].type.pairs)
+        return b.one(self, g, nothing, ins[2]), b.one(Lookup(self.axis), g, ins[2]), None
+
+    def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
+        return Role.WHOLE if axis == self.axis else Role.PARALLEL
+
+
 @function
 def lookup(b: Builder, table: Value, ids: Value, axis: str = "vocab") -> Value:
     """Rows of a table by id."""

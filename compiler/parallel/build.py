@@ -13,7 +13,7 @@ from compiler.graph.ir import Graph, Value
 from compiler.language.model import Model
 from compiler.parallel import strategy as strategies
 from compiler.parallel.layout import Layout, lay
-from compiler.parallel.mesh import Mesh, parse
+from compiler.parallel.mesh import NETWORK, Mesh, parse
 from compiler.parallel.network import network
 from compiler.parallel.replicate import Note
 from compiler.parallel.request import Parallel, Request, Training, Wires
@@ -110,16 +110,18 @@ def pipeline(
     """The pipeline that a strategy and a mesh make: as many stages as the mesh axes have to which ``stages`` goes.
     None where there is one stage. Raises SpecError for options of a pipeline where there is none."""
     full = mesh.fill(target.devices, str(target)) if -1 in mesh.sizes.values() else mesh
-    rules = strategy.table(full.sizes)["activations"]
+    table = strategy.table(strategy.mesh)["activations"]
+    rules = {m: table.get(m.removeprefix(NETWORK), ()) for m in full.sizes}
     over = [m for m, axes in rules.items() if STAGES in axes]
     count = math.prod(full.sizes[m] for m in over)
     if count < 2:
-        if asked.microbatches is not None or asked.rounds != 1:
-            message = f"{asked.strategy} on {full} has no pipeline to which --microbatches or --rounds could apply"
+        if asked.microbatches is not None or asked.schedule != "gpipe":
+            message = f"{asked.strategy} on {full} has no pipeline to which --schedule or --microbatches could apply"
             raise SpecError(Problem("missing-option", message, None, (), "--parallel pipeline --mesh stage=4"))
         return None
-    rows = math.prod(n for m, n in full.sizes.items() if "batch" in rules.get(m, ()) and m not in over)
-    return Stages(count, asked.microbatches or _microbatches(sizes["batch"], rows, count, asked.rounds), asked.rounds)
+    rows = math.prod(n for m, n in full.sizes.items() if "batch" in rules[m] and m not in over)
+    micro = asked.microbatches or _microbatches(sizes["batch"], rows, count, asked.rounds)
+    return Stages(count, micro, asked.rounds, asked.schedule == "1f1b")
 
 
 def _microbatches(batch: int, rows: int, stages: int, rounds: int) -> int:

@@ -32,17 +32,22 @@ class Wires:
         return Wires(**{**data, "topology": Topology(net["kind"], tuple(net["pod_shape"]))})
 
 
+SCHEDULES = ("gpipe", "1f1b", "circular")
+
+
 @dataclass(frozen=True)
 class Parallel:
     """``strategy``: files of specs/parallelism joined by +. ``mesh``: "data=64,model=4", where one size may be -1;
-    empty: all devices on the strategy's one mesh axis. ``microbatches``: into how many a pipeline divides the batch
-    (None: as many as there should be); ``rounds``: how often each passes through all stages."""
+    empty: all devices on the strategy's one mesh axis. ``schedule``: of a pipeline (``SCHEDULES``);
+    ``microbatches``: into how many it divides the batch (None: as many as there should be); ``rounds``: how often each
+    passes through all stages of a circular one."""
 
     strategy: str
     mesh: str = ""
     shard: tuple[str, ...] = ()
     replicate: tuple[str, ...] = ()
     slices: int = 1
+    schedule: str = "gpipe"
     microbatches: int | None = None
     rounds: int = 1
 

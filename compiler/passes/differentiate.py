@@ -38,6 +38,21 @@ def keep_all(op: Repeat) -> Collection[int]:
 def differentiate(graph: Graph, loss: str = "loss", wrt: Iterable[str] | None = None, keep: Keep = recompute) -> Graph:
     """The graph with an output ``gradient:<label>`` for each trainable parameter in ``wrt`` (default: all): the
     derivative of the scalar output ``loss``, typed as the parameter. Frozen parameters get none."""
+    wanted = parameters(graph, loss, wrt)
+    b = extend(graph)
+    active = {v.id for v in wanted.values()}
+    spread(graph.nodes, active)
+    back = Backward(b, active, keep)
+    with b.at("gradient"):
+        back.add(graph.output(loss), b.constant(1.0, graph.output(loss).type.dtype))
+    back.walk(graph.nodes)
+    with b.at("gradient"):
+        found = [(f"gradient:{label}", back.grads.get(v.id) or zeros(b, v.type)) for label, v in wanted.items()]
+    return prune(b.finish([*graph.outputs, *found]))
+
+
+def parameters(graph: Graph, loss: str = "loss", wrt: Iterable[str] | None = None) -> dict[str, Value]:
+    """The parameters that get a gradient, by label. Raises SpecError for a loss or a parameter that does not exist."""
     outputs = dict(graph.outputs)
     if loss not in outputs:
         raise SpecError(
@@ -51,21 +66,11 @@ def differentiate(graph: Graph, loss: str = "loss", wrt: Iterable[str] | None = 
             raise SpecError(
                 Problem("unknown-name", f"no parameter is called {label}", None, tuple(leaves), nearest(label, leaves))
             )
-    wanted = {
+    return {
         label: node.result
         for label, node in leaves.items()
         if node.op.trainable and (wrt is None or label in set(wrt))  # type: ignore[attr-defined]
     }
-    b = extend(graph)
-    active = {v.id for v in wanted.values()}
-    spread(graph.nodes, active)
-    back = Backward(b, active, keep)
-    with b.at("gradient"):
-        back.add(outputs[loss], b.constant(1.0, outputs[loss].type.dtype))
-    back.walk(graph.nodes)
-    with b.at("gradient"):
-        found = [(f"gradient:{label}", back.grads.get(v.id) or zeros(b, v.type)) for label, v in wanted.items()]
-    return prune(b.finish([*graph.outputs, *found]))
 
 
 def extend(graph: Graph) -> Builder:

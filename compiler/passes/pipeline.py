@@ -23,6 +23,7 @@ from compiler.passes import optimise as optimisation
 from compiler.passes import phase as phases
 from compiler.passes import select as selection
 from compiler.passes.accumulate import accumulate
+from compiler.passes.one_f_one_b import one_f_one_b
 from compiler.passes.rematerialise import Rematerialise
 from compiler.passes.stages import Stages, stage
 from compiler.passes.verify import verify
@@ -122,6 +123,23 @@ class Differentiate:
 
 
 @dataclass(frozen=True)
+class OneForwardOneBackward:
+    """Differentiate, through a pipeline whose micro-batches go back at once: compiler/passes/one_f_one_b.py."""
+
+    name: ClassVar[str] = "differentiate"
+    stages: Stages
+    sizes: Mapping[str, int]
+    loss: str = "loss"
+    wrt: tuple[str, ...] | None = None
+    remat: Rematerialise = Rematerialise()
+    accumulate: int = 1
+
+    def __call__(self, graph: Graph) -> Graph:
+        keep = self.remat.keep(graph, self.sizes)
+        return accumulate(one_f_one_b(graph, self.stages, self.sizes, self.loss, self.wrt, keep), self.accumulate)
+
+
+@dataclass(frozen=True)
 class Optimise:
     """The optimiser's update: compiler/passes/optimise.py."""
 
@@ -185,10 +203,13 @@ def training_pipeline(
     if tokens is None:
         raise PhaseError(Problem("no-stream", f"{model.name} has no token input, so no next-token loss"))
     micro, names = micro_sizes(sizes, accumulate), tuple(wrt) if wrt is not None else None
+    if stages is not None and stages.at_once:
+        back: list[Pass] = [OneForwardOneBackward(stages, micro, wrt=names, remat=remat, accumulate=accumulate)]
+    else:
+        pipe = [] if stages is None else [Stage(stages, micro)]
+        back = [*pipe, Differentiate(micro, wrt=names, remat=remat, accumulate=accumulate)]
     return Pipeline((
-        Elaborate(), Phase(model, "forward"), Loss(micro, tokens, chunk=chunk), Select(micro, choice),
-        *([] if stages is None else [Stage(stages, micro)]),
-        Differentiate(micro, wrt=names, remat=remat, accumulate=accumulate),
+        Elaborate(), Phase(model, "forward"), Loss(micro, tokens, chunk=chunk), Select(micro, choice), *back,
         *([] if optimiser is None else [Optimise(optimiser)]),
     ))  # fmt: skip
 

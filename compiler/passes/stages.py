@@ -36,28 +36,34 @@ LAYERS, ROUNDS = "layers", "rounds"
 
 @dataclass(frozen=True)
 class Stages:
-    """``stages`` x ``rounds`` groups of layers; a batch in ``micro`` micro-batches. Bubble: (stages - 1) of
-    ``ticks``."""
+    """``stages`` x ``rounds`` groups of layers; a batch in ``micro`` micro-batches. ``at_once``: 1F1B, each goes back
+    as soon as it has passed (compiler/passes/one_f_one_b.py)."""
 
     stages: int
     micro: int
     rounds: int = 1
+    at_once: bool = False
+
+    @property
+    def idle(self) -> int:
+        """Ticks in which a device has no work, in each direction."""
+        return (2 if self.at_once else 1) * (self.stages - 1)
 
     @property
     def ticks(self) -> int:
-        return self.rounds * self.micro + self.stages - 1
+        return self.rounds * self.micro + self.idle
 
     @property
     def bubble(self) -> float:
-        """Of a step's time in the pipeline, what a stage spends without work."""
-        return (self.stages - 1) / self.ticks
+        """Of a step's time in the pipeline, what a device spends without work."""
+        return self.idle / self.ticks
 
     def told(self, training: bool) -> str:
         """In a sentence, for people."""
-        rounds = f", {self.rounds} rounds" if self.rounds > 1 else ""
-        way = "forward and again backward" if training else "forward"
-        idle = f"{self.stages - 1} of them ({self.bubble:.1%}) without work"
-        return f"pipeline of {self.stages} stages, {self.micro} micro-batches{rounds}: {self.ticks} ticks {way}, {idle}"
+        rounds = f" {self.rounds} times through them" if self.rounds > 1 else ""
+        way = "" if not training else ", each forward and backward" if self.at_once else " forward, as many backward"
+        idle = f"{self.idle} of them ({self.bubble:.1%}) without work"
+        return f"pipeline of {self.stages} stages, {self.micro} micro-batches{rounds}: {self.ticks} ticks{way}, {idle}"
 
     def round(self, tick: int, stage: int) -> int:
         """Which of its groups of layers a stage runs."""
@@ -70,6 +76,12 @@ class Stages:
 
 def stage(graph: Graph, asked: Stages, sizes: Mapping[str, int]) -> Graph:
     """The graph whose repeats over layers are pipelines. Raises SpecError where they cannot be."""
+    check_micro(asked, sizes)
+    return _Stage(dataclasses.replace(asked, at_once=False)).run(graph)
+
+
+def check_micro(asked: Stages, sizes: Mapping[str, int]) -> None:
+    """Raises SpecError where the batch does not divide into so many micro-batches."""
     batch = sizes["batch"]
     if asked.micro < 1 or batch % asked.micro:
         fitting = tuple(str(n) for n in range(1, batch + 1) if batch % n == 0)
@@ -79,12 +91,35 @@ def stage(graph: Graph, asked: Stages, sizes: Mapping[str, int]) -> Graph:
         message = f"a circular pipeline of {asked.stages} stages takes micro-batches {asked.stages} at a time"
         fitting = tuple(str(n) for n in range(asked.stages, batch + 1, asked.stages) if batch % n == 0)
         raise SpecError(Problem("indivisible", f"{message}, not {asked.micro}", None, fitting))
-    return _Stage(asked).run(graph)
 
 
 def pipelined(node: Node) -> bool:
     """Whether a node is a repeat over layers that a pipeline takes."""
     return isinstance(node.op, Repeat) and node.op.axis == LAYERS
+
+
+def check(node: Node, op: Repeat, ins: Sequence[Value], asked: Stages) -> None:
+    """Raises SpecError where a repeat is no pipeline."""
+    groups = asked.stages * asked.rounds
+    carried, _, stacked, states = op.parts(ins)
+    problem: str | None = None
+    allowed: tuple[str, ...] = ()
+    if op.trips % groups:
+        problem = f"{op.trips} layers do not divide into {groups} stages"
+        if asked.rounds > 1:
+            problem += f" ({asked.stages} devices x {asked.rounds} rounds)"
+        allowed = tuple(str(n) for n in range(2, op.trips + 1) if op.trips % n == 0)
+    elif states:
+        problem = "layers that hold caches or other state are no pipeline here: use it to train, or for forward"
+    elif len(op.body.outputs) > op.carried:
+        problem = "layers that hand values out one by one are no pipeline here"
+    elif any("batch" in v.axes for v in stacked):
+        problem = "layers that each take a part of another input are no pipeline here"
+    elif any("batch" not in v.axes for v in carried):
+        problem = "layers that hand on a value of the whole batch are no pipeline here"
+    if problem:
+        where = f"{node.path}: " if node.path else ""
+        raise SpecError(Problem("cannot-pipeline", where + problem, node.position, allowed))
 
 
 class _Stage(Replay):
@@ -98,7 +133,7 @@ class _Stage(Replay):
     def pipeline(self, node: Node, ins: Sequence[Value]) -> list[Value]:
         op, b, asked = node.op, self.b, self.asked
         assert isinstance(op, Repeat)
-        self.check(node, op, ins)
+        check(node, op, ins, asked)
         carried, captured, stacked, _ = op.parts(list(zip(op.arguments, ins, strict=True)))
         flowing = [*carried, *((a, v) for a, v in captured if "batch" in v.axes)]
         shared = [(a, v) for a, v in captured if "batch" not in v.axes]
@@ -126,28 +161,6 @@ class _Stage(Replay):
                 outs.append((f"left{i}", tick.reduce(tick.arrange(own, v.axes), "sum", (STAGES,))))
             ends = tick.close([*after, *taken[len(carried) :]], outs)[1]
             return [self.leave(v, like) for v, (_, like) in zip(ends, carried, strict=True)]
-
-    def check(self, node: Node, op: Repeat, ins: Sequence[Value]) -> None:
-        groups = self.asked.stages * self.asked.rounds
-        carried, _, stacked, states = op.parts(ins)
-        problem: str | None = None
-        allowed: tuple[str, ...] = ()
-        if op.trips % groups:
-            problem = f"{op.trips} layers do not divide into {groups} stages"
-            if self.asked.rounds > 1:
-                problem += f" ({self.asked.stages} devices x {self.asked.rounds} rounds)"
-            allowed = tuple(str(n) for n in range(2, op.trips + 1) if op.trips % n == 0)
-        elif states:
-            problem = "layers that hold caches or other state are no pipeline here: use it to train, or for forward"
-        elif len(op.body.outputs) > op.carried:
-            problem = "layers that hand values out one by one are no pipeline here"
-        elif any("batch" in v.axes for v in stacked):
-            problem = "layers that each take a part of another input are no pipeline here"
-        elif any("batch" not in v.axes for v in carried):
-            problem = "layers that hand on a value of the whole batch are no pipeline here"
-        if problem:
-            where = f"{node.path}: " if node.path else ""
-            raise SpecError(Problem("cannot-pipeline", where + problem, node.position, allowed))
 
     # -- micro-batches, groups of layers
     def enter(self, v: Value) -> Value:

@@ -21,7 +21,8 @@ ADDED_BY: dict[str, frozenset[str]] = {
     "phase": frozenset({"state", "append", "keep_last", "keep_tail", "last_valid", "after", "attend_cached"}),
     "loss": frozenset({"pick"}),
     "differentiate": frozenset({
-        "attend_gradient", "scatter_add", "place", "one_hot", "pick_experts", "expert_outer", "to_rows", "from_rows",
+        "attend_gradient", "put", "scatter_add", "place", "one_hot", "pick_experts", "expert_outer", "to_rows",
+        "from_rows",
     }),
     "optimise": frozenset(),  # element-wise ops over the state that a phase may bring in
     "partition": frozenset({

@@ -41,14 +41,16 @@ class Case:
     seq: int = 32
     micro: int = 0  # of a pipeline
     rounds: int = 1
+    at_once: bool = False
     layers: int | None = None
 
     def stages(self) -> Stages | None:
         """One stage for each device of the mesh axis ``stage``."""
-        return Stages(parse(self.mesh).sizes["stage"], self.micro, self.rounds) if self.micro else None
+        return Stages(parse(self.mesh).sizes["stage"], self.micro, self.rounds, self.at_once) if self.micro else None
 
     def __str__(self) -> str:
-        pipe = f", {self.micro} micro-batches, {self.rounds} rounds" if self.micro else ""
+        order = "1f1b" if self.at_once else f"{self.rounds} rounds"
+        pipe = f", {self.micro} micro-batches, {order}" if self.micro else ""
         return f"{self.model}, {self.strategy} ({self.mesh}), {self.phase}{pipe}"
 
 
@@ -74,6 +76,11 @@ PIPED = [
     Case("gemma2", "pipeline+context", "stage=2,context=4", micro=2, layers=8),
     Case("one key head", "pipeline+zero1", "stage=4,data=2", micro=4, layers=8),
     Case("experts", "pipeline+expert", "stage=2,expert=2", micro=2, layers=4),
+    Case("gemma2", "pipeline", "stage=2", micro=4, at_once=True, layers=8),
+    Case("griffin", "pipeline+data", "stage=4,data=2", micro=4, at_once=True, layers=12),
+    Case("experts", "pipeline", "stage=4", micro=8, at_once=True, layers=4),
+    Case("gemma2", "pipeline+fsdp+tensor", "stage=2,fsdp=2,model=2", micro=4, at_once=True, layers=8),
+    Case("one key head", "pipeline+zero1", "stage=4,data=2", micro=4, at_once=True, layers=8),
 ]  # fmt: skip
 
 
@@ -88,7 +95,7 @@ FAST = [
     case("gemma2", "zero1", "data=4"), case("gemma2", "tensor+decode-length", "model=2", "decode"),
     case("one key head", "decode-length", "model=4", "decode"), case("griffin", "fsdp", "fsdp=4", "decode"),
     case("captioner", "data+tensor", "data=4,model=2"), case("captioner", "data+context", "data=2,context=4"),
-    PIPED[0], PIPED[2],
+    PIPED[0], PIPED[2], PIPED[11],
 ]  # fmt: skip
 SLOW = [
     *(case(m, *s, "train") for m in MODELS for s in (*ALONE, *COMBINED)),

@@ -11,7 +11,7 @@ from compiler.graph.sizes import Size
 from compiler.ops.attention import Attend
 from compiler.ops.elementwise import TABLE
 from compiler.ops.experts import Collect, Dispatch, ExpertDot, OneHot, PickExperts, Route
-from compiler.ops.lookup import ScatterAdd
+from compiler.ops.lookup import Put, ScatterAdd
 from compiler.ops.loss import Pick, Place, cross_entropy, masked_mean
 from compiler.ops.recurrence import Recur, ShortConv
 from compiler.ops.rotate import Rotate
@@ -118,6 +118,9 @@ def _products() -> list[Case]:
         Case("lookup", table, _call("lookup"), lambda t, i: t[i], {"ids": IDS}),
         Case("lookup_outside", table, _call("lookup"), lambda t, i: t[np.where((i >= 0) & (i < 5), i, 0)],
              {"ids": [[-1, 9, 1], [4, 5, 0]]}),
+        Case("put", {"table": "held=3 seq=2 embed=4", "x": "seq=2 embed=4", "id": ":int32"},
+             lambda b, t, x, i: b.one(Put("held"), t, x, i),
+             lambda t, x, i: np.where(np.arange(3)[:, None, None] == i, x, t), {"id": 1}),
         Case("scatter_add", {"g": x, "ids": "batch=2 seq=3:int32"},
              lambda b, g, ids: b.one(ScatterAdd("vocab", Size.of(5)), ids, g), _scattered, {"ids": IDS}),
         Case("pick", logits, _op(Pick("vocab")), lambda x, i: np.take_along_axis(x, i[..., None], -1)[..., 0],
