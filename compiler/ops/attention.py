@@ -199,10 +199,12 @@ class AttendCached(_Attention):
 @op
 @dataclass(frozen=True)
 class AttendGradient(_Attention):
-    """dq, dk, dv from q, k, v, the output, the log-sums and the output's cotangent; scores are recomputed."""
+    """dq, dk, dv from q, k, v, the output, the log-sums and the output's cotangent; scores are recomputed, unless
+    they are ``shared`` with the forward op of the same body (compiler/passes/merge.py)."""
 
     name: ClassVar[str] = "attend_gradient"
     differentiable: ClassVar[bool] = False
+    shared: bool = False
 
     def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
         return ring.attend_gradient(b, self, ins, shards)
@@ -220,14 +222,14 @@ class AttendGradient(_Attention):
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         q, k, v = ins[:3]
-        # five products against the forward's two: scores again, dv, dp, dq, dk
+        # against the forward's two products: scores again (if not shared), dv, dp, dq, dk
         nq, nk = q.size(self.queries), k.size(self.keys)
         if self.implementation != "blocked":
             forward = self._scores(q, k, v, nk)
         else:
             forward = self._scores(q.resize(self.queries, ONE), k, v, self._pairs(nq, nk))
         scores = Size.of(1) * forward.vector
-        per_score = (q.size(self.dim) * 3 + v.sizes[-1] * 2) * 2
+        per_score = (q.size(self.dim) * (2 if self.shared else 3) + v.sizes[-1] * 2) * 2
         return moved(ins, outs) + Cost(
             matrix=(scores // SCORE_FLOPS) * per_score,
             vector=scores * 2,

@@ -31,6 +31,7 @@ from compiler.parallel.plan import Plan
 from compiler.passes.across import Across
 from compiler.passes.choose import Chooser, Option
 from compiler.passes.classes import classes, state_class
+from compiler.passes.merge import merge
 from compiler.passes.placement import NoWay, Partial, Placement, Split, local, moves, numbers, over
 from compiler.passes.prune import prune
 from compiler.passes.sums import sums, uses
@@ -84,7 +85,7 @@ def partition(graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> Partitioned
         made = again
     else:
         pass_ = first
-    made = prune(made)
+    made = merge(prune(made))
     _place_arguments(made, pass_.place)
     return Partitioned(made, pass_.place, mesh, dict(sizes), pass_.why)
 

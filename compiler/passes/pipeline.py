@@ -23,6 +23,7 @@ from compiler.passes import optimise as optimisation
 from compiler.passes import phase as phases
 from compiler.passes import select as selection
 from compiler.passes.accumulate import accumulate
+from compiler.passes.merge import merge
 from compiler.passes.one_f_one_b import one_f_one_b
 from compiler.passes.rematerialise import Rematerialise
 from compiler.passes.stages import Stages, stage
@@ -119,7 +120,7 @@ class Differentiate:
 
     def __call__(self, graph: Graph) -> Graph:
         keep = self.remat.keep(graph, self.sizes)
-        return accumulate(differentiation.differentiate(graph, self.loss, self.wrt, keep), self.accumulate)
+        return merge(accumulate(differentiation.differentiate(graph, self.loss, self.wrt, keep), self.accumulate))
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class OneForwardOneBackward:
 
     def __call__(self, graph: Graph) -> Graph:
         keep = self.remat.keep(graph, self.sizes)
-        return accumulate(one_f_one_b(graph, self.stages, self.sizes, self.loss, self.wrt, keep), self.accumulate)
+        made = one_f_one_b(graph, self.stages, self.sizes, self.loss, self.wrt, keep)
+        return merge(accumulate(made, self.accumulate))
 
 
 @dataclass(frozen=True)

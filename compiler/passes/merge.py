@@ -1,0 +1,37 @@
+"""Merge: what two ops of one body both compute is computed once.
+
+XLA merges equal products, so a count of the graph that took them twice would be above what runs. Plain attention and
+its way back both multiply queries by keys; where both stand in one body on the same operands (a layer that is computed
+again on the way back), the second is marked as sharing the scores. Blocked attention has them in loops of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from compiler.graph.ir import Graph, Node
+from compiler.ops.attention import Attend, AttendGradient
+from compiler.ops.control import Repeat
+
+
+def merge(graph: Graph) -> Graph:
+    """The graph with every ``attend_gradient`` marked as it is."""
+    scores = {_scores(n) for n in graph.nodes if isinstance(n.op, Attend)} - {None}
+    return graph.with_nodes([_marked(n, scores) for n in graph.nodes])
+
+
+def _marked(node: Node, scores: set[object]) -> Node:
+    if isinstance(node.op, Repeat):
+        return dataclasses.replace(node, op=dataclasses.replace(node.op, body=merge(node.op.body)))
+    if isinstance(node.op, AttendGradient):
+        shared = _scores(node) in scores
+        return dataclasses.replace(node, op=dataclasses.replace(node.op, shared=shared))
+    return node
+
+
+def _scores(node: Node) -> object:
+    """What two nodes have in common that multiply the same queries by the same keys; None where tiles are."""
+    q, k, op = *node.operands[:2], node.op
+    assert isinstance(op, (Attend, AttendGradient))
+    whole = op.implementation != "blocked" and q.type.size(op.queries) == k.type.size(op.keys)  # else one is padded
+    return (q.id, k.id, op.queries, op.keys, op.heads, op.kv_heads, op.dim) if whole else None
