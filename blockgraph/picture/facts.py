@@ -16,7 +16,7 @@ from compiler.ops.rotate import Rotate
 FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("attend", "attend_cached", "attend_latent"),
     "recurrence": ("recur", "short_conv", "shift"),
-    "experts": ("route", "dispatch", "expert_dot"),
+    "experts": ("choose", "dispatch", "expert_dot"),
     "vocabulary": ("lookup",),
     "linear": ("dot",),
     "norm": ("norm",),

@@ -157,6 +157,7 @@ class Env:
         to: Sequence[tuple[str, SizeLike]] | None = None,
         init: str = "fan_in",
         dtype: str | None = None,
+        trainable: bool = True,
     ) -> Value:
         """A parameter. With ``to`` it is a linear map from ``axes`` to ``to``; without, a plain tensor."""
         path = ".".join(p for p in (self.b.path, name) if p)
@@ -169,7 +170,8 @@ class Env:
         own = () if self.inline_layer is None else (Layers(self.inline_layer, 1, 1),)
         stack = (*self.layers, *own)
         label = path + "".join(f"[{s}]" if s.count > 1 else f"[{s.start}]" for s in stack)
-        op = Parameter(path, label, len(axes) if to is not None else None, self.init or init, not self.frozen, stack)
+        learns, inputs = trainable and not self.frozen, len(axes) if to is not None else None
+        op = Parameter(path, label, inputs, self.init or init, learns, stack)
         if self.share:
             return self._known(path, label, full)
         owner = self.weights.owner(path, stack)

@@ -15,15 +15,18 @@ from compiler.lower.rows import from_rows, own, tally, to_rows
 from compiler.ops import experts
 
 
-@lowers(experts.Route)
-def _route(ctx: Context, node: Node, logits: Array) -> tuple[Array, ...]:
+@lowers(experts.Choose)
+def _choose(ctx: Context, node: Node, scores: Array) -> tuple[Array, ...]:
     op: Any = node.op
     axes = node.operands[0].axes
-    logits = align(logits, axes, (*(a for a in axes if a != "experts"), "experts")).astype(jnp.float32)
-    values, chosen = jax.lax.top_k(jax.nn.softmax(logits, -1), op.active)
-    if op.normalise:
-        values = values / jnp.sum(values, -1, keepdims=True)
-    return values, chosen.astype(jnp.int32)
+    scores = align(scores, axes, (*(a for a in axes if a != "experts"), "experts"))
+    if op.active_groups < op.groups:
+        grouped = scores.reshape(*scores.shape[:-1], op.groups, -1)
+        best = jax.lax.top_k(grouped, min(2, grouped.shape[-1]) if op.by == "top2" else 1)[0].sum(-1)
+        groups = jax.lax.top_k(best, op.active_groups)[1]
+        open_ = jnp.any(groups[..., None] == jnp.arange(op.groups), -2)
+        scores = jnp.where(open_[..., None], grouped, -jnp.inf).reshape(scores.shape)
+    return (jax.lax.top_k(scores, op.active)[1].astype(jnp.int32),)
 
 
 @lowers(experts.OneHot)

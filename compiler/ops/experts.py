@@ -17,41 +17,40 @@ if TYPE_CHECKING:
     from compiler.graph.builder import Builder
 
 Grads = tuple[Value | None, ...]
+TINY = 1e-20  # where every sigmoid is 0
 
 
 @op
 @dataclass(frozen=True)
-class Route(Op):
-    """The ``active`` largest of softmax(logits) over ``experts``. Results: weights [batch, seq, active] in
-    float32 (made to sum to 1 if ``normalise``), and the experts' numbers, int32."""
+class Choose(Op):
+    """Numbers of the ``active`` largest scores over ``experts``, largest first, int32. With ``groups`` experts are
+    chosen in their ``active_groups`` best groups only (neighbours are a group; ``by`` its best score, "max", or the sum
+    of its two best, "top2"; arXiv:2405.04434 section 2.1.2, arXiv:2412.19437 section 2.1.2)."""
 
-    name: ClassVar[str] = "route"
+    name: ClassVar[str] = "choose"
+    differentiable: ClassVar[bool] = False
     active: int = 2
-    normalise: bool = True
+    groups: int = 1
+    active_groups: int = 1
+    by: str = "max"
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
-        experts = ins[0].size("experts").constant
-        if not 1 <= self.active <= experts:
-            raise TypeProblem("out-of-range", f"chooses {self.active} of {experts} experts", [f"1 to {experts}"])
-        out = TensorType.make([*ins[0].drop("experts").pairs, ("active", self.active)], "float32")
-        return out, out.with_dtype("int32")
+        experts = int(ins[0].size("experts").constant)
+        if experts % self.groups:
+            raise TypeProblem("indivisible", f"{experts} experts do not divide into {self.groups} groups")
+        if not 1 <= self.active_groups <= self.groups:
+            message = f"chooses {self.active_groups} of {self.groups} groups of experts"
+            raise TypeProblem("out-of-range", message, [f"1 to {self.groups}"])
+        room = experts // self.groups * self.active_groups
+        if not 1 <= self.active <= room:
+            raise TypeProblem("out-of-range", f"chooses {self.active} of {room} experts", [f"1 to {room}"])
+        return (TensorType.make([*ins[0].drop("experts").pairs, ("active", self.active)], "int32"),)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
-        n = ins[0].elements
-        return moved(ins, outs, vector=n * 5, transcendental=n)
+        return moved(ins, outs, vector=ins[0].elements * 5)
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
-        if grads[0] is None:
-            return (None,)
-        (weights, chosen), (logits,) = outs, ins
-        experts = logits.type.size("experts")
-        if self.normalise:  # a softmax over the chosen logits alone
-            inner = b.mul(weights, b.sub(grads[0], b.sum(b.mul(grads[0], weights), "active")))
-            return (b.cast(b.arrange(b.one(OneHot(experts), inner, chosen), logits.axes), logits.type.dtype),)
-        spread = b.arrange(b.one(OneHot(experts), grads[0], chosen), logits.axes)
-        p = b.softmax(logits, "experts")
-        inner = b.mul(p, b.sub(spread, b.sum(b.mul(spread, p), "experts")))
-        return (b.cast(inner, logits.type.dtype),)
+        return (None,)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         return Role.WHOLE if axis in ("experts", "active") else Role.PARALLEL
@@ -303,7 +302,26 @@ class Collect(Rows):
 
 
 @function
-def route(b: Builder, logits: Value, active: int, normalise: bool = True) -> tuple[Value, Value]:
-    """Weights and numbers of the chosen experts."""
-    weights, chosen = b.apply(Route(active, normalise), logits)
-    return weights, chosen
+def route(
+    b: Builder,
+    logits: Value,
+    active: int,
+    normalise: bool = True,
+    *,
+    score: str = "softmax",
+    correction: Value | None = None,
+    groups: int = 1,
+    active_groups: int = 1,
+    by: str = "max",
+    scale: float = 1.0,
+) -> tuple[Value, Value]:
+    """Weights [batch, seq, active] in float32 and numbers of the chosen experts. Scores are the softmax or the sigmoid
+    of the logits; a ``correction`` [experts] counts in the choice alone (arXiv:2408.15664)."""
+    scores = b.softmax(logits, "experts") if score == "softmax" else b.sigmoid(b.cast(logits, "float32"))
+    judged = scores if correction is None else b.arrange(b.add(scores, correction), scores.axes)
+    chosen = b.one(Choose(active, groups, active_groups, by), judged)
+    weights = b.one(PickExperts(), scores, chosen)
+    if normalise:
+        total = b.reduce(weights, "sum", ("active",))
+        weights = b.div(weights, b.max(total, TINY) if score == "sigmoid" else total)
+    return (b.mul(weights, scale) if scale != 1.0 else weights), chosen

@@ -46,6 +46,19 @@ case(
     "out-of-range",
     says="9 of 4",
 )
+case(
+    "groups that do not divide",
+    graph("[embed, {moe: {gate: silu, groups: §3}}, unembed]"),
+    "indivisible",
+    says="4 experts do not divide into 3 groups",
+)
+case(
+    "more experts than the groups have",
+    graph("[embed, {moe: {gate: silu, active: §3, groups: 2}}, unembed]"),
+    "out-of-range",
+    says="3 of 2 experts in 1 of 2 groups",
+)
+case("a score that is none", graph("[embed, {moe: {gate: silu, score: §sigmod}}, unembed]"), "unknown-word", "sigmoid")
 
 # -- programs
 case("no output", program("up: embed -> embed", "§h: up(input)"), "missing-key", "output: h", "a program needs output")

@@ -10,7 +10,7 @@ import numpy as np
 from compiler.graph.sizes import Size
 from compiler.ops.attention import Attend
 from compiler.ops.elementwise import TABLE
-from compiler.ops.experts import Collect, Dispatch, ExpertDot, OneHot, PickExperts, Route
+from compiler.ops.experts import Collect, Dispatch, ExpertDot, OneHot, PickExperts
 from compiler.ops.lookup import Put, ScatterAdd
 from compiler.ops.loss import Pick, Place, cross_entropy, masked_mean
 from compiler.ops.recurrence import Recur, ShortConv
@@ -228,7 +228,15 @@ def _experts() -> list[Case]:
     values = {"c": CHOSEN, "o": np.argsort(np.asarray(CHOSEN).reshape(-1), kind="stable")}
     inputs = {"x": "batch=2 seq=3 embed=4", "weights": weights, "chosen": chosen, "w": "experts=3 embed=4 mlp=4"}
     return [
-        *(Case(f"route_{n}", {"x": logits}, _op(Route(2, n)), ref.route(2, n)) for n in (True, False)),
+        *(Case(f"route_{n}", {"x": logits}, _call("route", 2, n), ref.route(2, n)) for n in (True, False)),
+        Case("route_sigmoid", {"x": "batch=2 seq=3 experts=8", "c": "experts=8"},
+             lambda b, x, c: b.route(x, 3, score="sigmoid", correction=c),
+             ref.route(3, score="sigmoid"), differentiable=False),
+        Case("route_sigmoid_scaled", {"x": "batch=2 seq=3 experts=8"}, _call("route", 3, score="sigmoid", scale=2.5),
+             ref.route(3, score="sigmoid", scale=2.5)),
+        *(Case(f"route_groups_{by}", {"x": "batch=2 seq=3 experts=8"},
+               _call("route", 3, False, groups=4, active_groups=2, by=by),
+               ref.route(3, False, groups=4, open_=2, by=by)) for by in ("max", "top2")),
         *(Case(f"experts_{k}", inputs, mixture(k), ref.mixture, {"chosen": CHOSEN}) for k in ("ragged", "dense")),
         *(Case(f"two_experts_{k}", inputs, two(k), None, {"chosen": CHOSEN}) for k in ("ragged", "dense")),
         Case("one_hot", {"w": weights, "c": chosen}, _op(OneHot(Size.of(4))),

@@ -78,12 +78,24 @@ def rotate(x: Array, positions: Array, theta: float, channels: int, pairs: str) 
     return out
 
 
-def route(active: int, normalise: bool) -> Any:
-    def f(logits: Array) -> tuple[Array, Array]:
-        p = softmax(logits.astype(np.float64))
-        chosen = np.argsort(-p, -1, kind="stable")[..., :active]
+def route(
+    active: int, normalise: bool = True, score: str = "softmax", groups: int = 1, open_: int = 1, by: str = "max",
+    scale: float = 1.0,
+) -> Any:  # fmt: skip
+    def f(logits: Array, correction: Any = 0.0) -> tuple[Array, Array]:
+        x = logits.astype(np.float64)
+        p = softmax(x) if score == "softmax" else 1 / (1 + np.exp(-x))
+        judged = p + correction
+        out = np.full(judged.shape, -np.inf)
+        size = x.shape[-1] // groups
+        for at in np.ndindex(*x.shape[:-1]):  # token by token
+            best = [np.sort(judged[at][g * size : (g + 1) * size])[::-1] for g in range(groups)]
+            value = [b[0] if by == "max" else b[:2].sum() for b in best]
+            for g in np.argsort(value)[::-1][:open_]:
+                out[at][g * size : (g + 1) * size] = judged[at][g * size : (g + 1) * size]
+        chosen = np.argsort(-out, -1, kind="stable")[..., :active]
         weights = np.take_along_axis(p, chosen, -1)
-        return weights / weights.sum(-1, keepdims=True) if normalise else weights, chosen
+        return scale * (weights / weights.sum(-1, keepdims=True) if normalise else weights), chosen
 
     return f
 
