@@ -23,7 +23,9 @@ from compiler.ops.contract import Along, Cost, Op, all_ops
 from compiler.ops.leaves import Input, Leaf
 from compiler.passes.differentiate import differentiate
 from compiler.passes.loss import next_token_loss
+from compiler.passes.one_f_one_b import one_f_one_b
 from compiler.passes.phase import phase_graph
+from compiler.passes.stages import Stages
 
 STREAM = "seq"
 PLAIN = TensorType.make([(a, Size.symbol(a)) for a in ("batch", "seq", "embed")], "bfloat16")
@@ -179,6 +181,8 @@ def _graphs() -> Iterator[tuple[Graph, dict[int, list[tuple[str, TensorType]]]]]
             except BlockgraphError:
                 continue
         yield from _backward(model)
+    layers = next_token_loss(examples.build(examples.graph("repeat") + "  - unembed\n").graph)
+    yield one_f_one_b(layers, Stages(3, 2, at_once=True), {"batch": 4}), {}
 
 
 def _backward(model: Model) -> Iterator[tuple[Graph, dict[int, list[tuple[str, TensorType]]]]]:

@@ -62,12 +62,8 @@ def _all_to_all(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 @lowers(collective.Permute)
 def _permute(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     op: Any = node.op
-    n = op.shards
-    pairs = [(i, i + op.by) for i in range(n)]
-    if op.wrap:
-        pairs = [(i, j % n) for i, j in pairs]
     (axis,) = op.mesh_axes
-    return (jax.lax.ppermute(x, axis, [(i, j) for i, j in pairs if 0 <= j < n]),)
+    return (jax.lax.ppermute(x, axis, op.pairs()),)
 
 
 @lowers(collective.GatherCounts)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.graph.ir import Value
-from compiler.graph.sizes import CAPACITY, ONE, Size, smaller
+from compiler.graph.sizes import CAPACITY, ONE, ZERO, Size, smaller
 from compiler.graph.types import TensorType, TypeProblem
-from compiler.ops import ring
+from compiler.ops import ring, zigzag
 from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
 from compiler.ops.shards import SHARDS
 from compiler.ops.state import slots_of
@@ -79,6 +79,21 @@ class _Attention(Op):
             return (axis,)
         return (self.heads,) if ins[1].size(self.kv_heads) == 1 else (self.heads, self.kv_heads)
 
+    def runs(self, shards: int, ins: Sequence[TensorType]) -> float:
+        if self.queries != self.keys:
+            return 1.0
+        length = ins[1].size(self.keys)
+        if zigzag.pays(self, shards, *(t.resize(self.keys, t.size(self.keys) * shards) for t in ins[:3])):
+            return zigzag.runs(shards)
+        return 1.0 + ring.steps(self, int(length.constant), shards)
+
+    def _shared_out(self, shards: int, ins: Sequence[TensorType], tensors: Sequence[TensorType]) -> Size:
+        """Bytes that a shard sends so that all have as much to do."""
+        whole = [t.resize(self.keys, t.size(self.keys) * shards) for t in ins[:3]] if self.queries == self.keys else []
+        if not whole or not zigzag.pays(self, shards, *whole):
+            return ZERO
+        return sum((t.bytes for t in tensors), ZERO)
+
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.keys == self.queries:  # a window that looks both ways is not done across shards
             return Role.ACROSS if self.causal or self.window is None else Role.WHOLE
@@ -96,7 +111,11 @@ class Attend(_Attention):
     name: ClassVar[str] = "attend"
 
     def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
-        return ring.attend(b, self, ins, shards)
+        way = zigzag if zigzag.pays(self, shards, *(b.number(v.type) for v in ins[:3])) else ring
+        return way.attend(b, self, ins, shards)
+
+    def exchanged(self, shards: int, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Size:
+        return ring.sent(self, shards, ins[1:3]) + self._shared_out(shards, ins, [*ins[:3], *outs])
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         out = self._check(*ins[:3])
@@ -207,7 +226,12 @@ class AttendGradient(_Attention):
     shared: bool = False
 
     def across(self, b: Any, axis: str, shards: int, ins: Sequence[Value]) -> tuple[Value, ...]:
-        return ring.attend_gradient(b, self, ins, shards)
+        way = zigzag if zigzag.pays(self, shards, *(b.number(v.type) for v in ins[:3])) else ring
+        return way.attend_gradient(b, self, ins, shards)
+
+    def exchanged(self, shards: int, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Size:
+        travelling = [*ins[1:3], *(t.with_dtype("float32") for t in outs[1:])]
+        return ring.sent(self, shards, travelling) + self._shared_out(shards, ins, [*ins[:6], *outs])
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         self._check(*ins[:3])

@@ -146,18 +146,31 @@ class AllToAll(Collective):
 @dataclass(frozen=True)
 class Permute(Collective):
     """Each shard's value goes to the shard ``by`` places further along the group: round it, or, where not ``wrap``,
-    off its end, and zeros come in at the other."""
+    off its end, and zeros come in at the other. With ``to`` shard i's goes to shard to[i] instead."""
 
     name: ClassVar[str] = "permute"
     by: int = 1
     wrap: bool = True
+    to: tuple[int, ...] = ()
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(from, to) of every shard that sends."""
+        if self.to:
+            return list(enumerate(self.to))
+        every = [(i, i + self.by) for i in range(self.shards)]
+        return [(i, j % self.shards) for i, j in every if self.wrap or 0 <= j < self.shards]
+
+    def back(self) -> Permute:
+        """The way back."""
+        if self.to:
+            return Permute(self.mesh_axes, self.shards, to=tuple(self.to.index(i) for i in range(self.shards)))
+        return Permute(self.mesh_axes, self.shards, -self.by, self.wrap)
 
     def sent(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Size:
         return ins[0].bytes
 
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
-        back = Permute(self.mesh_axes, self.shards, -self.by, self.wrap)
-        return (None if grads[0] is None else b.one(back, grads[0]),)
+        return (None if grads[0] is None else b.one(self.back(), grads[0]),)
 
 
 @op

@@ -142,6 +142,10 @@ class Op:
         """Bytes that one shard sends in such a program, from the types of a shard."""
         return ZERO
 
+    def runs(self, shards: int, ins: Sequence[TensorType]) -> float:
+        """How much a shard computes in such a program, in runs of the op on the types of a shard."""
+        return 1.0
+
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         """Behaviour along the streaming axis."""
         return Along.POINTWISE

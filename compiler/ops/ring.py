@@ -1,7 +1,8 @@
 """Attention over a sharded sequence: keys travel round the shards, what has been seen is kept with its log-sums.
 
 Ring attention, arXiv:2310.01889; the way back carries the cotangents of keys and values with them, as the forward
-carries keys and values. With a window only as many shards are visited as it reaches.
+carries keys and values. With a window only as many shards are visited as it reaches. Without one a causal mask leaves
+the first shards idle: compiler/ops/zigzag.py shares out the work.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from compiler.graph.ir import Value
+from compiler.graph.sizes import ZERO, Size
 from compiler.graph.types import TensorType
 from compiler.ops.shards import SHARDS, joined, parts, to_next
 
 
-def _steps(op: Any, length: int, shards: int) -> int:
+def steps(op: Any, length: int, shards: int) -> int:
     """How many shards further back the window reaches."""
     if op.window is None or not op.causal:
         return shards - 1
@@ -28,7 +30,7 @@ class _Ring:
     def __init__(self, b: Any, op: Any, shards: int, keys: Value, lengths: Value | None) -> None:
         self.b, self.op, self.shards, self.lengths = b, op, shards, lengths
         self.length = b.size(keys.type, op.keys) // shards
-        self.steps = _steps(op, self.length, shards)
+        self.steps = steps(op, self.length, shards)
         rows = TensorType.make([("batch", keys.type.size("batch")), (SHARDS, shards)], "int32")
         self.own = b.numbered(rows, SHARDS)
 
@@ -53,6 +55,13 @@ class _Ring:
         return [] if valid is None else [valid]
 
 
+def sent(op: Any, shards: int, tensors: Sequence[TensorType]) -> Size:
+    """Bytes that a shard sends of what travels round, from the types of a shard."""
+    length = tensors[0].size(op.keys)
+    count = steps(op, int(length.constant), shards) if length.is_constant else shards - 1
+    return sum((t.bytes for t in tensors), ZERO) * count
+
+
 def attend(b: Any, op: Any, ins: Sequence[Value], shards: int) -> tuple[Value, Value]:
     """Output and log-sums."""
     q, k, v = (parts(b, x, axis, shards) for x, axis in zip(ins, (op.queries, op.keys, op.keys), strict=False))
@@ -64,7 +73,7 @@ def attend(b: Any, op: Any, ins: Sequence[Value], shards: int) -> tuple[Value, V
     def step(inner: Any, k: Value, v: Value, source: Value, out: Value, sums: Value) -> list[Value]:
         k, v, source = to_next(b, k, 1, shards, True), to_next(b, v, 1, shards, True), b.sub(source, 1)
         new, seen = b.apply(inner, q, k, v, *ring.operands(ring.valid(source)))
-        out, sums = _together(b, out, sums, b.cast(new, "float32"), seen)
+        out, sums = together(b, out, sums, b.cast(new, "float32"), seen)
         return [k, v, source, out, sums]
 
     carried = [k, v, ring.own, out, sums]
@@ -78,7 +87,7 @@ def attend(b: Any, op: Any, ins: Sequence[Value], shards: int) -> tuple[Value, V
     return joined(b, b.cast(out, like.type.dtype), op.queries, like), joined(b, sums, op.queries, like)
 
 
-def _together(b: Any, out: Value, sums: Value, new: Value, seen: Value) -> tuple[Value, Value]:
+def together(b: Any, out: Value, sums: Value, new: Value, seen: Value) -> tuple[Value, Value]:
     """Two outputs over other keys as one."""
     top = b.max(sums, seen)
     mine, theirs = b.exp(b.sub(sums, top)), b.exp(b.sub(seen, top))

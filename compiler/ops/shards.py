@@ -13,6 +13,10 @@ from compiler.graph.ir import Value
 from compiler.graph.sizes import Size
 from compiler.ops.collective import Permute
 
+# What a device does in the time in which it sends a byte, in round numbers: 200 TFLOP/s and 1 TB/s of memory
+# against 100 GB/s of links. Only to choose between doing work on every shard and sending its result.
+FLOPS_A_BYTE = 2000
+MEMORY_A_BYTE = 10
 SHARDS = "shards"
 CARRIES = "carries"  # the same axis once every shard has all of it
 

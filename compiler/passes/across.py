@@ -78,6 +78,10 @@ class Across:
         """The number of each entry along ``axis`` [batch, axis], int32."""
         return self.one(Positions(axis, t.size(axis), t.size("batch")))
 
+    def number(self, t: TensorType) -> TensorType:
+        """The type with numbers for its sizes, of the whole."""
+        return self.p.chooser.number(t)
+
     def size(self, t: TensorType, axis: str) -> int:
         """Entries of an axis, of the whole."""
         return self.p.chooser.size(t, axis)

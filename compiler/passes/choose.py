@@ -10,17 +10,13 @@ from compiler.errors import Problem, SpecError
 from compiler.graph.ir import Graph, Value
 from compiler.graph.types import TensorType
 from compiler.ops.contract import LOCAL, Op, Role, holders, places
-from compiler.ops.shards import SHARDS
+from compiler.ops.shards import FLOPS_A_BYTE, MEMORY_A_BYTE, SHARDS
 from compiler.parallel.plan import CLASSES
 from compiler.passes.placement import Partial, Placement, local, moves, numbers, shards
 
 if TYPE_CHECKING:
     from compiler.passes.partition import Partition
 
-# What a device does in the time in which it sends a byte, in round numbers: 200 TFLOP/s and 1 TB/s of memory
-# against 100 GB/s of links. Only to choose between doing work on every shard and sending its result.
-FLOPS_A_BYTE = 2000
-MEMORY_A_BYTE = 10
 NEVER = 1e30  # a price above all others: rows away from where their experts' weights lie
 
 
@@ -255,13 +251,14 @@ class Chooser:
         goals: Sequence[Placement],
     ) -> float:
         total, here = self.work(op, ins, outs, chosen), self.p.trips(self.p.b)
-        for v in ins:
-            move = self._move(v.type, self.p.place[v.id], m, self.needs(v, {m: chosen[m]}).get(m), v)
-            total += move * self.p.trips(self.p.owner(v)) / here  # brought where it was made, before any loop
         if chosen[m].how == "across":
             local_ins = [self.local(v.type, self.needs(v, chosen)) for v in ins]
             local_outs = [self.local(t, p) for t, p in zip(outs, self.results(op, ins, outs, chosen), strict=True)]
+            total *= op.runs(self.mesh[m], local_ins)
             total += float(op.exchanged(self.mesh[m], local_ins, local_outs).constant)
+        for v in ins:
+            move = self._move(v.type, self.p.place[v.id], m, self.needs(v, {m: chosen[m]}).get(m), v)
+            total += move * self.p.trips(self.p.owner(v)) / here  # brought where it was made, before any loop
         for i, (made, goal) in enumerate(zip(self.results(op, ins, outs, chosen), goals, strict=True)):
             for own in outs[i].axes if m not in self.p.inside else ():
                 if (own, m) in self.homes and self._held(outs[i], made, m) != self.homes[own, m]:

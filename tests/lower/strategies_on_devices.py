@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.language.model import Model, load
+from compiler.ops import zigzag
 from compiler.parallel import strategy as strategies
 from compiler.parallel.mesh import parse
 from compiler.parallel.resolve import resolve
@@ -43,6 +44,7 @@ class Case:
     rounds: int = 1
     at_once: bool = False
     layers: int | None = None
+    balanced: bool = False  # the causal ring shares out its work, however little there is
 
     def stages(self) -> Stages | None:
         """One stage for each device of the mesh axis ``stage``."""
@@ -51,7 +53,8 @@ class Case:
     def __str__(self) -> str:
         order = "1f1b" if self.at_once else f"{self.rounds} rounds"
         pipe = f", {self.micro} micro-batches, {order}" if self.micro else ""
-        return f"{self.model}, {self.strategy} ({self.mesh}), {self.phase}{pipe}"
+        how = ", balanced" if self.balanced else ""
+        return f"{self.model}, {self.strategy} ({self.mesh}), {self.phase}{pipe}{how}"
 
 
 ALONE = (("data", "data=8"), ("fsdp", "fsdp=4"), ("zero1", "data=4"), ("zero2", "data=4"), ("tensor", "model=2"),
@@ -84,6 +87,16 @@ PIPED = [
 ]  # fmt: skip
 
 
+BALANCED = [
+    *(Case("experts", "context", f"context={n}", seq=128, balanced=True) for n in (2, 4, 8)),
+    Case("gemma2", "context", "context=8", balanced=True),
+    Case("gemma2", "context", "context=8", "forward", balanced=True),
+    Case("one key head", "context+tensor", "context=4,model=2", replicate="kv_heads", seq=128, balanced=True),
+    Case("experts", "data+context", "data=2,context=4", balanced=True),
+    Case("gemma2", "pipeline+context", "stage=2,context=4", micro=2, layers=8, seq=128, balanced=True),
+]
+
+
 def case(model: str, strategy: str, mesh: str, phase: str = "train") -> Case:
     return Case(model, strategy, mesh, phase, REPLICATED.get(model, "") if "tensor" in strategy else "")
 
@@ -95,14 +108,14 @@ FAST = [
     case("gemma2", "zero1", "data=4"), case("gemma2", "tensor+decode-length", "model=2", "decode"),
     case("one key head", "decode-length", "model=4", "decode"), case("griffin", "fsdp", "fsdp=4", "decode"),
     case("captioner", "data+tensor", "data=4,model=2"), case("captioner", "data+context", "data=2,context=4"),
-    PIPED[0], PIPED[2], PIPED[11],
+    PIPED[0], PIPED[2], PIPED[11], BALANCED[1],
 ]  # fmt: skip
 SLOW = [
     *(case(m, *s, "train") for m in MODELS for s in (*ALONE, *COMBINED)),
     *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts")
       for s in (("data", "data=8"), ("fsdp", "fsdp=4"), ("tensor", "model=2"), ("fsdp+tensor", "fsdp=4,model=2"),
                 ("decode-length", "model=4"), ("data+decode-length", "data=2,model=4"))),
-    *PIPED,
+    *PIPED, *BALANCED,
 ]  # fmt: skip
 
 
@@ -129,6 +142,7 @@ def model(name: str, layers: int | None = None) -> Model:
 
 
 def run(c: Case) -> dict[str, Any]:
+    zigzag.ALWAYS = c.balanced
     made, stages = model(c.model, c.layers), c.stages()
     sizes = {"batch": c.batch, "seq": 1 if c.phase == "decode" else c.seq, "capacity": max(c.seq, 16), "frames": 6}
     graph = phase_graph(made, "forward" if c.phase == "train" else c.phase).graph
