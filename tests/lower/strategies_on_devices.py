@@ -1,5 +1,5 @@
 """Run by test_strategies_on_devices in a process with eight CPU devices: the shipped strategies, alone and combined,
-against one device, as JSON lines. Argument: ``fast``, ``slow`` or ``random``."""
+against one device, as JSON lines. Argument: a list of ``CASES``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "griffin": ("recurrentgemma-2b", SMALL | {"kv_heads": 1, "head_dim": 8, "rnn": 32, "layers": 3, "window": 4}),
     "experts": ("mixtral-8x7b", SMALL | {"kv_heads": 2, "head_dim": 8, "layers": 2, "experts": 4}),
     "captioner": (str(SPECS / "captioner.yaml"), {}),  # cross-attention
+    "one head": ("gemma-2b", SMALL | {"heads": 1, "kv_heads": 1, "head_dim": 8, "embed": 8, "mlp": 8, "layers": 1}),
 }
 
 
@@ -97,6 +98,9 @@ BALANCED = [
 ]
 
 
+LONG = [Case("one head", "context", "context=8", "forward", batch=1, seq=65_536)]
+
+
 def case(model: str, strategy: str, mesh: str, phase: str = "train") -> Case:
     return Case(model, strategy, mesh, phase, REPLICATED.get(model, "") if "tensor" in strategy else "")
 
@@ -132,7 +136,7 @@ def random_cases(count: int = 12) -> list[Case]:
     return made
 
 
-CASES = {"fast": FAST, "slow": SLOW, "random": random_cases()}
+CASES = {"fast": FAST, "slow": SLOW, "random": random_cases(), "long": LONG}
 
 
 @cache

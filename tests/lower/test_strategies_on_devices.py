@@ -53,3 +53,12 @@ def test_more_devices_equal_one(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES["random"], ids=str)
 def test_random_meshes_equal_one(case: Case) -> None:
     check(results("random")[str(case)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES["long"], ids=str)
+def test_a_long_ring_equals_one_device(case: Case) -> None:
+    """65,536 tokens, without a matrix of all scores on either side, and with as much work on each device."""
+    found = results("long")[str(case)]
+    check(found)
+    assert found["planned"]["collective-permute"] > 8  # halves in and out, keys and values round the ring
