@@ -32,7 +32,7 @@ class _Ring:
         self.length = b.size(keys.type, op.keys) // shards
         self.steps = steps(op, self.length, shards)
         rows = TensorType.make([("batch", keys.type.size("batch")), (SHARDS, shards)], "int32")
-        self.own = b.numbered(rows, SHARDS)
+        self.own = b.own(b.numbered(rows, SHARDS))
 
     def valid(self, source: Value) -> Value | None:
         """Of the keys that come from shard ``source`` [batch, shards], how many each row sees. A source below 0 is
@@ -120,7 +120,8 @@ def attend_gradient(b: Any, op: Any, ins: Sequence[Value], shards: int) -> tuple
         for i in range(ring.steps):
             carried = step(ring.behind(i + 1), *carried)
     dq, dk, dv = carried[3:]
-    if ring.steps:
+    dk, dv = b.cast(dk, ins[1].type.dtype), b.cast(dv, ins[2].type.dtype)
+    if ring.steps:  # home
         dk, dv = (to_next(b, x, shards - ring.steps, shards, True) for x in (dk, dv))
     found = zip((dq, dk, dv), ins, axes, strict=False)
     made = tuple(joined(b, b.cast(x, like.type.dtype), axis, like) for x, like, axis in found)

@@ -58,7 +58,7 @@ class _Zigzag:
         flat = TensorType.make([(SHARDS, shards)], "bool")
         self.even = b.append(Constant(tuple(i % 2 == 0 for i in range(shards))), (), (flat,))[0]
         rows = TensorType.make([("batch", like.type.size("batch")), (SHARDS, shards)], "int32")
-        self.me = b.numbered(rows, SHARDS)
+        self.me = b.own(b.numbered(rows, SHARDS))
         home = [i if i < shards else 2 * shards - 1 - i for i in range(2 * shards)]  # of each half
         self.low = Permute((b.mesh_axis,), shards, to=tuple(home[::2]))
         self.high = Permute((b.mesh_axis,), shards, to=tuple(home[1::2]))
@@ -157,7 +157,7 @@ def attend_gradient(b: Any, op: Any, ins: Sequence[Value], shards: int) -> tuple
 
     k, v, dk, dv = (b.concat(x, y, axis=axis) for x, y in ((k0, k1), (v0, v1), (dk0, dk1), (dv0, dv1)))
     dk, dv, dq0, dq1 = z.loop([k, v, z.me, dk, dv, dq0, dq1], step)[3:]
-    dk, dv = z.next(dk, dv)  # home
+    dk, dv = z.next(b.cast(dk, ins[1].type.dtype), b.cast(dv, ins[2].type.dtype))  # home
     made = [(dq0, dq1), z.halves(dk, axis), z.halves(dv, axis)]
     back = [z.back(early, late, axis, like) for (early, late), like in zip(made, ins, strict=False)]
     return back[0], back[1], back[2]

@@ -44,7 +44,7 @@ class Across:
 
     def collective(self, op: Any, x: Value) -> Value:
         """A collective of the group of shards that leaves the placement as it is."""
-        x = self.p.bring(x, {**self.p.place[x.id], self.mesh_axis: SHARDS})
+        x = self.own(x)
         key = (self.p.b, op, x.id)
         if key in self.p.made:
             return self.p.made[key][0]
@@ -85,6 +85,10 @@ class Across:
     def size(self, t: TensorType, axis: str) -> int:
         """Entries of an axis, of the whole."""
         return self.p.chooser.size(t, axis)
+
+    def own(self, x: Value) -> Value:
+        """The value [.., shards, ..] with its own part on each shard."""
+        return self.p.bring(x, {**self.p.place[x.id], self.mesh_axis: SHARDS})
 
     def whole(self, x: Value, axis: str) -> Value:
         """The value with every shard's part of ``axis`` on each."""

@@ -32,6 +32,7 @@ from compiler.passes.across import Across
 from compiler.passes.choose import Chooser, Option
 from compiler.passes.classes import classes, state_class
 from compiler.passes.merge import merge
+from compiler.passes.narrow import narrow
 from compiler.passes.placement import NoWay, Partial, Placement, Split, local, moves, numbers, over
 from compiler.passes.prune import prune
 from compiler.passes.sums import sums, uses
@@ -85,8 +86,9 @@ def partition(graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> Partitioned
         made = again
     else:
         pass_ = first
-    made = merge(prune(made))
+    made = prune(made)
     _place_arguments(made, pass_.place)
+    made = merge(prune(narrow(made, pass_.place, pass_.why)))
     return Partitioned(made, pass_.place, mesh, dict(sizes), pass_.why)
 
 
