@@ -168,7 +168,7 @@ class Partition(Replay):
         elif narrow is not None and unsummed(have, want):  # travels before it is widened
             moved = self.bring(narrow, want, reason)
             (now,) = owner.append(Cast(value.type.dtype), (owner.use(moved),), (value.type,))
-            self.place[now.id] = dict(want)
+            self.place[now.id], self.narrow[now.id] = dict(want), moved
         else:
             for op, after in moves(have, want, self.mesh):
                 halfway = self.brought.get((value.id, frozenset(after.items())))
