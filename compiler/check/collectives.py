@@ -178,12 +178,24 @@ class _Reader:
         if kind == "all-reduce" and _scatters(visit):
             kind = "reduce-scatter"  # TPU writes one as a sum with a slice of it in a fusion of that name
             results = (visit.caller.shape,) if visit.caller else results
-        parts = _parts(kind, operands, results)
+        parts = self._joined(visit, kind, operands) or _parts(kind, operands, results)
         first = Collective(
             kind, axes, size, "", 0, 0, visit.times, self._path(i), i.name, _runs_beside(visit, chained), by,
             len(parts), visit.trips, visit.exact, bool(visit.branches),
         )  # fmt: skip
         return [replace(first, dtype=a.dtype, operand_bytes=taken, result_bytes=made) for a, taken, made in parts]
+
+    def _joined(self, visit: Visit, kind: str, operands: Sequence[Shape]) -> list[tuple[Shape, int, int]]:
+        """GPU puts what it sums together end to end in one vector; its parts, or nothing where it did not."""
+        if kind != "all-reduce" or len(operands) != 1 or len(operands[0].dims) != 1:
+            return []
+        computation, source = visit.computation, visit.computation.get(visit.instruction.operands[0])
+        if source is not None and source.opcode == "fusion":
+            computation = self.module[source.called("calls")[0]]
+            source = computation.root
+        if source is None or source.opcode != "concatenate":
+            return []
+        return [(part, part.bytes, part.bytes) for part in computation.operand_shapes(source)]
 
     def _where(self, i: Instruction, kind: str) -> tuple[tuple[str, ...] | None, int, int | None]:
         """Mesh axes, group size, and by how many places a permute moves."""

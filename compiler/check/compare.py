@@ -9,6 +9,7 @@ forgiven without a name: see ``NORMALISED``. A reduce-scatter that became an all
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -200,6 +201,13 @@ class _Matcher:
         def exact(e: Expected, c: Collective) -> bool:
             return same(e, c) and not _promoted(e, c)
 
+        def to_the_byte(e: Expected, c: Collective) -> bool:
+            return _alike(e, c) and _size(e, c) == c.bytes
+
+        # First those of the same bytes, alone and together: a small sum may have joined one that it hardly changes.
+        self._pair("equal", lambda e, c: to_the_byte(e, c) and not _promoted(e, c))
+        self._pair("normalised", to_the_byte)
+        self._together(to_the_byte=True)
         self._pair("equal", exact)
         self._pair("normalised", same)
         self._padded()
@@ -269,13 +277,14 @@ class _Matcher:
 
         return [j for j, other in enumerate(self.made) if fits(j, other)][:1]
 
-    def _together(self) -> None:
+    def _together(self, to_the_byte: bool = False) -> None:
         """Several as one, and one as several."""
+        fits = operator.eq if to_the_byte else _near
         for j in self._left():
             c = self.made[j]
             fitting = [i for i in self._open() if _alike(self.asked[i], c) and _factor(self.asked[i], c)]
             sizes = {i: _size(self.asked[i], c) or 0 for i in fitting}
-            if self.made_left[j] and (together := _sum_to(sizes, c.bytes, self.asked_left, self.made_left[j])):
+            if self.made_left[j] and (together := _sum_to(sizes, c.bytes, self.asked_left, self.made_left[j], fits)):
                 how = ("combined", *_promoted(self.asked[together[0]], c))
                 self._record(together, (j,), how)
         for i in self._open():
@@ -284,7 +293,7 @@ class _Matcher:
             for dtype in dict.fromkeys(self.made[j].dtype for j in fitting):
                 sizes = {j: self.made[j].bytes for j in fitting if self.made[j].dtype == dtype}
                 size = _size(e, self.made[next(iter(sizes))]) or 0
-                if self.asked_left[i] and (parts := _sum_to(sizes, size, self.made_left, self.asked_left[i])):
+                if self.asked_left[i] and (parts := _sum_to(sizes, size, self.made_left, self.asked_left[i], fits)):
                     self._record((i,), parts, ("split", *_promoted(e, self.made[parts[0]])))
 
     def _record(self, asked: Sequence[int], made: Sequence[int], how: tuple[str, ...]) -> None:
@@ -336,14 +345,16 @@ def _hoisting(e: Expected, found: tuple[Collective, ...], runs: int, now: int) -
     return Match("normalised", (e,), found, runs, how, f"{runs} runs became {now}")
 
 
-def _sum_to(sizes: dict[int, int], wanted: int, left: Sequence[int], runs: int) -> tuple[int, ...]:
+def _sum_to(
+    sizes: dict[int, int], wanted: int, left: Sequence[int], runs: int, fits: Callable[[int, int], bool] = _near
+) -> tuple[int, ...]:
     """Two or more of those that run as often, whose sizes add up."""
     fitting = [i for i in sizes if left[i] == runs and sizes[i] < wanted]
-    if len(fitting) > 1 and _near(sum(sizes[i] for i in fitting), wanted):
+    if len(fitting) > 1 and fits(sum(sizes[i] for i in fitting), wanted):
         return tuple(fitting)
     for count in range(2, MOST_TOGETHER + 1):
         for together in itertools.combinations(fitting[:MOST_TRIED], count):
-            if _near(sum(sizes[i] for i in together), wanted):
+            if fits(sum(sizes[i] for i in together), wanted):
                 return together
     return ()
 

@@ -178,6 +178,11 @@ class Cast(Op):
             return (None,)
         return (b.cast(g, ins[0].type.dtype),)
 
+    def widens(self, t: TensorType) -> bool:
+        """Whether every value of ``t`` is kept as it is, in more bits."""
+        floats = all(d.startswith(("float", "bfloat")) for d in (self.dtype, t.dtype))
+        return floats and DTYPE_BITS[self.dtype] > DTYPE_BITS[t.dtype]
+
     def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
         """Widening only: a sum of narrowed parts is not the narrowed sum."""
         return DTYPE_BITS[self.dtype] >= DTYPE_BITS[ins[0].dtype] and self.dtype.startswith(("float", "bfloat"))

@@ -119,12 +119,10 @@ def attend_gradient(b: Any, op: Any, ins: Sequence[Value], shards: int) -> tuple
     else:
         for i in range(ring.steps):
             carried = step(ring.behind(i + 1), *carried)
-    dq, dk, dv = carried[3:]
-    dk, dv = b.cast(dk, ins[1].type.dtype), b.cast(dv, ins[2].type.dtype)
+    dq, dk, dv = (b.cast(x, like.type.dtype) for x, like in zip(carried[3:], ins, strict=False))
     if ring.steps:  # home
         dk, dv = (to_next(b, x, shards - ring.steps, shards, True) for x in (dk, dv))
-    found = zip((dq, dk, dv), ins, axes, strict=False)
-    made = tuple(joined(b, b.cast(x, like.type.dtype), axis, like) for x, like, axis in found)
+    made = tuple(joined(b, x, axis, like) for x, like, axis in zip((dq, dk, dv), ins, axes, strict=False))
     return made[0], made[1], made[2]
 
 

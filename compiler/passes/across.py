@@ -12,6 +12,7 @@ from compiler.graph.ir import Value
 from compiler.graph.region import Region
 from compiler.graph.types import TensorType
 from compiler.ops.contract import FUNCTIONS
+from compiler.ops.elementwise import Cast
 from compiler.ops.leaves import Leaf, Positions
 from compiler.ops.shards import SHARDS
 
@@ -45,6 +46,8 @@ class Across:
     def collective(self, op: Any, x: Value) -> Value:
         """A collective of the group of shards that leaves the placement as it is."""
         x = self.own(x)
+        if x.id in self.p.narrow:  # travels before it is widened
+            return self.one(Cast(x.type.dtype), self.collective(op, self.p.narrow[x.id]))
         key = (self.p.b, op, x.id)
         if key in self.p.made:
             return self.p.made[key][0]

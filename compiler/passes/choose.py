@@ -12,7 +12,7 @@ from compiler.graph.types import TensorType
 from compiler.ops.contract import LOCAL, Op, Role, holders, places
 from compiler.ops.shards import FLOPS_A_BYTE, MEMORY_A_BYTE, SHARDS
 from compiler.parallel.plan import CLASSES
-from compiler.passes.placement import Partial, Placement, local, moves, numbers, shards
+from compiler.passes.placement import Partial, Placement, local, moves, numbers, shards, unsummed
 
 if TYPE_CHECKING:
     from compiler.passes.partition import Partition
@@ -279,6 +279,8 @@ class Chooser:
         if have.get(m) == want or (value is not None and value.id in self.p.zero):
             return 0.0
         then = {k: p for k, p in have.items() if k != m} | ({} if want is None else {m: want})
+        if value is not None and value.id in self.p.narrow and unsummed(have, then):
+            return self._move(self.p.narrow[value.id].type, have, m, want, self.p.narrow[value.id])
         if value is not None and (value.id, frozenset(then.items())) in self.p.brought:
             return 0.0
         key = (t, frozenset(have.items()), frozenset(then.items()))

@@ -24,6 +24,7 @@ from compiler.graph.replay import Replay
 from compiler.graph.types import TensorType
 from compiler.ops.contract import holders
 from compiler.ops.control import Repeat
+from compiler.ops.elementwise import Cast
 from compiler.ops.leaves import Argument, Constant, Input, Leaf, Parameter, State
 from compiler.ops.shape import Expand
 from compiler.ops.shards import SHARDS
@@ -33,7 +34,7 @@ from compiler.passes.choose import Chooser, Option
 from compiler.passes.classes import classes, state_class
 from compiler.passes.merge import merge
 from compiler.passes.narrow import narrow
-from compiler.passes.placement import NoWay, Partial, Placement, Split, local, moves, numbers, over
+from compiler.passes.placement import NoWay, Partial, Placement, Split, local, moves, numbers, over, unsummed
 from compiler.passes.prune import prune
 from compiler.passes.sums import sums, uses
 
@@ -121,6 +122,7 @@ class Partition(Replay):
         self.made: dict[tuple[Any, ...], list[Value]] = {}  # the same op on the same values is done once
         self.leaves: dict[str, int] = {}  # parameters and states by label
         self.zero: set[int] = set()
+        self.narrow: dict[int, Value] = {}  # value -> the narrower float, placed alike, that it was cast from
         self.uses = uses
         self.shared: tuple[bool, ...] = ()  # which of the values that the present node reads have other readers
         self.why: dict[int, str] = {}
@@ -162,8 +164,13 @@ class Partition(Replay):
         saved, now = self.b, value
         self.b, place = owner, (owner.path, owner.position)
         owner.path, owner.position = saved.path, saved.position
+        narrow = self.narrow.get(value.id)
         if value.id in self.zero:
             now = self.zeros(value.type, want)
+        elif narrow is not None and unsummed(have, want):  # travels before it is widened
+            moved = self.bring(narrow, want, reason)
+            (now,) = owner.append(Cast(value.type.dtype), (owner.use(moved),), (value.type,))
+            self.place[now.id], self.narrow[now.id] = dict(want), moved
         else:
             for op, after in moves(have, want, self.mesh):
                 halfway = self.brought.get((value.id, frozenset(after.items())))
@@ -253,6 +260,8 @@ class Partition(Replay):
             self.place[value.id] = placement
         if isinstance(op, Expand) and ins[0].id in self.zero:
             self.zero.add(made[0].id)
+        if isinstance(op, Cast) and op.widens(ins[0].type) and self.place[ins[0].id] == placed[0]:
+            self.narrow[made[0].id] = ins[0]
         return made
 
     def _shard(self, op: Any, chosen: Mapping[str, Option]) -> tuple[str, ...]:

@@ -66,6 +66,12 @@ def numbers(t: TensorType, sizes: Mapping[str, int]) -> TensorType:
     return TensorType(t.axes, tuple(Size.of(s.evaluate(sizes)) for s in t.sizes), t.dtype)
 
 
+def unsummed(have: Placement, want: Placement) -> bool:
+    """Whether bringing a value from one placement to another adds nothing up."""
+    both = ((have.get(m), want.get(m)) for m in {*have, *want})
+    return all(a == b for a, b in both if isinstance(a, Partial) or isinstance(b, Partial))
+
+
 def moves(have: Placement, want: Placement, mesh: Mesh) -> Iterator[tuple[Collective, dict[str, str | Partial]]]:
     """The collectives from one placement to another, each with the placement after it. What makes a value smaller
     comes first. An axis that several mesh axes shard loses the innermost first and gains it last."""
