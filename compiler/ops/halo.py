@@ -1,4 +1,4 @@
-"""Convolutions along a sharded axis: each shard gets from its neighbours the entries that its windows reach beyond it."""
+"""Convolutions along a sharded axis: each shard gets from its neighbours what its windows reach beyond it."""
 
 from __future__ import annotations
 
