@@ -297,10 +297,13 @@ def trace_inputs(
     given: dict[str, Any] = {}
     if inputs is not None:
         given |= inputs if isinstance(inputs, Mapping) else read(Path(inputs))
-    name = str(model.streaming_input)
-    if tokens is not None:
+    name = model.streaming_input
+    if name is None and tokens is not None:
+        known = tuple(model.spec.inputs)
+        raise BlockgraphError(Problem("unknown-input", f"{model.name} takes no tokens", None, known))
+    if name is not None and tokens is not None:
         given[name] = tokens
-    if name not in given:
+    if name is not None and name not in given:
         raise BlockgraphError(Problem("missing-input", f"{model.name} needs its input {name}: give the tokens"))
     return complete(model, given, sizes, seed)
 

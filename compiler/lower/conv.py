@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from compiler.graph.ir import Node, Value
 from compiler.lower.basic import align
@@ -123,7 +124,7 @@ def pool(x: Array, axes: Sequence[str], kind: str, windows: Sequence[Window]) ->
     strides = [at[a].stride if a in at else 1 for a in axes]
     pads = [_pads([at[a]], [n])[0] if a in at else (0, 0) for a, n in zip(axes, x.shape, strict=True)]
     if kind == "max":
-        return jax.lax.reduce_window(x, jnp.asarray(-jnp.inf, x.dtype), jax.lax.max, sizes, strides, pads)
+        return jax.lax.reduce_window(x, np.asarray(-np.inf, x.dtype), jax.lax.max, sizes, strides, pads)
     total = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, sizes, strides, pads)
     if not any(map(any, pads)):
         return (total / math.prod(sizes)).astype(x.dtype)

@@ -15,7 +15,7 @@ from compiler.graph.sizes import Size, product
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops import halo
 from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
-from compiler.ops.windows import Window, resized, windows_of
+from compiler.ops.windows import TAPS, Window, resized, windows_of
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -175,13 +175,13 @@ def conv(
     the sum runs over the window and the axes that both have, save those in ``per``. ``padding``: same, valid, or how
     many entries on both sides. ``groups``: x's last shared axis and the kernel's first new one fall into so many
     parts, each with its own. The dtype is x's."""
-    over = [a for a in x.axes if f"kernel_{a}" in kernel.axes]
+    over = [a for a in x.axes if TAPS + a in kernel.axes]
     if not over:
         found = f"[{' '.join(kernel.axes)}] over [{' '.join(x.axes)}]"
-        hint = f"kernel_{x.axes[-2]}" if len(x.axes) > 1 else None
+        hint = TAPS + x.axes[-2] if len(x.axes) > 1 else None
         raise TypeProblem("missing-axis", f"a kernel has kernel_<axis> for each axis it slides along, found {found}",
-                          [f"kernel_{a}" for a in x.axes], hint)  # fmt: skip
-    sizes = [int(kernel.type.size(f"kernel_{a}").constant) for a in over]
+                          [TAPS + a for a in x.axes], hint)  # fmt: skip
+    sizes = [int(kernel.type.size(TAPS + a).constant) for a in over]
     windows = windows_of(over, sizes, stride, padding, dilation)
     kernel = b.cast(kernel, x.type.dtype)
     shared = [a for a in x.axes if a in kernel.axes and a not in per]

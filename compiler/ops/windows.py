@@ -9,6 +9,7 @@ from compiler.errors import nearest
 from compiler.graph.sizes import Size, SizeLike
 from compiler.graph.types import TypeProblem
 
+TAPS = "kernel_"  # in front of an axis: the entries of a kernel along it
 Padding = str | tuple[int, int]  # "same", "valid", or the entries before and after
 
 
@@ -27,7 +28,7 @@ class Window:
     @property
     def taps(self) -> str:
         """The axis of a kernel that holds the entries of the window."""
-        return f"kernel_{self.axis}"
+        return TAPS + self.axis
 
     @property
     def reach(self) -> int:
