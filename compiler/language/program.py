@@ -248,7 +248,7 @@ def _option(tree: Expr, names: dict[str, Any], frame: Frame, number: bool = Fals
         if tree.id == "null":
             return None
         if tree.id not in frame.env.scope.args:
-            return _name(tree.id, names, frame) if number else tree.id
+            return _eval(tree, names, frame) if number else tree.id
         given = frame.env.scope.args[tree.id]  # may be null
         if given is FAILED:
             raise Told

@@ -180,7 +180,7 @@ def conv(
         found = f"[{' '.join(kernel.axes)}] over [{' '.join(x.axes)}]"
         hint = TAPS + x.axes[-2] if len(x.axes) > 1 else None
         raise TypeProblem("missing-axis", f"a kernel has kernel_<axis> for each axis it slides along, found {found}",
-                          [TAPS + a for a in x.axes], hint)  # fmt: skip
+                          [TAPS + a for a in x.axes[:-1] if a != "batch"], hint)  # fmt: skip
     sizes = [int(kernel.type.size(TAPS + a).constant) for a in over]
     windows = windows_of(over, sizes, stride, padding, dilation)
     kernel = b.cast(kernel, x.type.dtype)
