@@ -50,6 +50,7 @@ class Compiled:
     figures: Figures | None = None
     checked: Checked | None = None
     settings: tuple[Setting, ...] = ()
+    unit: str = "token"  # what a call takes many of: see compiler.language.model.Model.unit
 
     def __repr__(self) -> str:
         return f"<Compiled {self.call} · {self.result.target}: {self.result.verdict}>"
@@ -58,7 +59,8 @@ class Compiled:
     def call(self) -> str:
         """What was compiled, in one line."""
         chunk = [f"chunk {self.chunk:,}"] if self.chunk else []
-        return " · ".join([self.model, self.phase, f"batch {self.batch:,}", f"length {self.length:,}", *chunk])
+        length = [f"length {self.length:,}"] if self.unit == "token" else []
+        return " · ".join([self.model, self.phase, f"batch {self.batch:,}", *length, *chunk])
 
     def as_json(self) -> dict[str, Any]:
         head: dict[str, Any] = {"devices_used": self.devices_used}
@@ -297,10 +299,13 @@ def trace_inputs(
     given: dict[str, Any] = {}
     if inputs is not None:
         given |= inputs if isinstance(inputs, Mapping) else read(Path(inputs))
-    name = str(model.streaming_input)
-    if tokens is not None:
+    name = model.streaming_input
+    if name is None and tokens is not None:
+        known = tuple(model.spec.inputs)
+        raise BlockgraphError(Problem("unknown-input", f"{model.name} takes no tokens", None, known))
+    if name is not None and tokens is not None:
         given[name] = tokens
-    if name not in given:
+    if name is not None and name not in given:
         raise BlockgraphError(Problem("missing-input", f"{model.name} needs its input {name}: give the tokens"))
     return complete(model, given, sizes, seed)
 

@@ -74,6 +74,7 @@ def run(
     return Compiled(
         model.name, request.phase, request.batch, request.length, request.chunk, result,
         None if out is None else Path(out), 1 if request.parallel is None else target.devices, known, checked, found,
+        model.unit,
     )  # fmt: skip
 
 

@@ -17,12 +17,17 @@ PACKED = (
     "them, zeros for those that are not its own, which is more products and no more traffic"
 )
 LOOKUPS = "embedding lookups are not counted as FLOPs"
+PADDING = (
+    "a convolution's FLOPs are products with entries of its input, as XLA counts; papers also count those with the "
+    "zeros around it"
+)
 CONVENTIONS = (
     "1 multiply-add = 2 FLOPs",
     PLAIN,
     BLOCKED,
     PACKED,
     LOOKUPS,
+    PADDING,
     "capacity in GiB (2^30 bytes); traffic and bandwidth in GB (1e9 bytes)",
 )
 
@@ -44,7 +49,8 @@ class Flops:
     matrix: float
     vector: float
     transcendental: float
-    matrix_per_token: float
+    matrix_per_token: float  # or image, or row: see ``Plan.unit``
+    padding: float = 0.0  # products with the padding of convolutions, not in ``matrix``
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Time:
     memory_seconds: float  # fused traffic at the peak bandwidth, by itself
     binds: str  # "memory" | "compute": where most of ``seconds`` goes
     memory_share: float  # part of ``seconds`` in nodes that memory binds
-    tokens_per_second: float  # an upper bound, all chips together
+    tokens_per_second: float  # an upper bound, all chips together; or images, or rows
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Plan:
     batch: int
     length: int
     chips: int
-    tokens: int  # computed by one call
+    tokens: int  # computed by one call; or images, or rows
     parameters: Parameters
     flops: Flops
     traffic: Traffic
@@ -121,6 +127,7 @@ class Plan:
     aside: tuple[str, ...] = ()  # those of both that speak of what this call has not
     chunk: int | None = None  # of a prefill in several calls: the tokens of one
     notes: tuple[str, ...] = ()  # how this is not what was asked for
+    unit: str = "token"  # what a call takes many of: token, or image or row for a model without tokens
 
     def as_json(self) -> dict[str, Any]:
         return _plain(self)
@@ -137,10 +144,12 @@ class Plan:
     @property
     def call(self) -> str:
         """What was priced, in one line."""
-        length = f"{'context' if self.phase == 'decode' else 'length'} {self.length:,}"
+        length = (
+            [f"{'context' if self.phase == 'decode' else 'length'} {self.length:,}"] if self.unit == "token" else []
+        )
         chunk = [f"chunk {self.chunk:,}"] if self.chunk is not None else []
         chips = f"{self.chips:,} x {self.machine}" if self.chips > 1 else self.machine
-        return " · ".join([self.model, self.phase, f"batch {self.batch:,}", length, *chunk, chips])
+        return " · ".join([self.model, self.phase, f"batch {self.batch:,}", *length, *chunk, chips])
 
 
 def _plain(value: Any) -> Any:

@@ -43,6 +43,7 @@ class Item:
     parameters: Size  # bytes of parameters read
     state: Size  # bytes of state read
     activations: Size  # other bytes of the fused estimate
+    padding: Size  # FLOPs of products with padding, which ``matrix`` has not
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Work:
     parameters: Any = 0
     state: Any = 0
     activations: Any = 0
+    padding: Any = 0
 
     @property
     def fused(self) -> Any:
@@ -75,7 +77,7 @@ class Work:
         return Work(*(getattr(self, f) + getattr(other, f) for f in FIELDS))
 
 
-FIELDS = ("matrix", "vector", "transcendental", "unfused", "parameters", "state", "activations")
+FIELDS = ("matrix", "vector", "transcendental", "unfused", "parameters", "state", "activations", "padding")
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ def _item(node: Node, times: Size, found: Mapping[int, Origin]) -> Item:
         ZERO,
         ZERO,
         ZERO,
+        cost.padding,
     )
     if op.name in VIEWS:  # what reads a view reads what is behind it
         return item

@@ -84,6 +84,7 @@ def _summary(plan: Plan) -> Table:
     table.add_column("of which")
     stored = ", ".join(f"{units.memory_text(b)} in {dtype}" for dtype, b in p.bytes_by_dtype.items())
     table.add_row("parameters", f"{p.count:,}", f"embedding {p.embedding:,}, other {p.non_embedding:,}; {stored}")
+    each = f"{'an' if plan.unit[0] in 'aeiou' else 'a'} {plan.unit}"
     per_call = "a step" if plan.phase == "decode" else "a call"
     table.add_row(
         f"FLOPs {per_call}",
@@ -91,7 +92,11 @@ def _summary(plan: Plan) -> Table:
         "matrix products; beside them "
         f"{units.flop_text(f.vector)} element-wise, {units.count_text(f.transcendental)} exp, tanh …",
     )
-    table.add_row("FLOPs a token", units.flop_text(f.matrix_per_token), "matrix products")
+    if f.padding:
+        whole = f.matrix + f.padding
+        told = f"as papers count convolutions: {units.count_text(whole / 2 / plan.tokens)} multiply-adds {each}"
+        table.add_row("with padding", units.flop_text(whole), told)
+    table.add_row(f"FLOPs {each}", units.flop_text(f.matrix_per_token), "matrix products")
     table.add_row(
         f"HBM bytes {per_call}",
         units.traffic_text(t.fused),
@@ -122,7 +127,8 @@ def _summary(plan: Plan) -> Table:
     share = time.memory_share if time.binds == "memory" else 1 - time.memory_share
     table.add_row("bound by", time.binds, f"{share:.0%} of the time")
     bound = "upper bound, all chips together" + ("" if m.fits else "; of no use while it does not fit")
-    table.add_row("tokens/s", f"≤ {units.rate_text(time.tokens_per_second, 'tokens')}", bound)
+    many = f"{plan.unit}s"
+    table.add_row(f"{many}/s", f"≤ {units.rate_text(time.tokens_per_second, many)}", bound)
     return table
 
 

@@ -20,7 +20,19 @@ from costmodel.errors import PlanError
 from costmodel.machines import Machine, machine
 from costmodel.memory import activation_bytes
 from costmodel.origins import Stored
-from costmodel.plan import BLOCKED, LOOKUPS, PACKED, PLAIN, TIME_LABEL, Flops, Memory, Parameters, Plan, Traffic
+from costmodel.plan import (
+    BLOCKED,
+    LOOKUPS,
+    PACKED,
+    PADDING,
+    PLAIN,
+    TIME_LABEL,
+    Flops,
+    Memory,
+    Parameters,
+    Plan,
+    Traffic,
+)
 from costmodel.price import Price, price
 from costmodel.roofline import rows, timed
 
@@ -75,7 +87,7 @@ def simulate(
     env = _env(phase, batch, length, chunk, sizes or {}, symbols)
     graph = phase_pipeline(model, phase, env, fresh=fresh, choice=choice).run(model.graph)
     priced = price(graph, Stored(weights_dtype, cache_dtype))
-    plan = plan_graph(graph, priced, place, env, chips, phase, model.name, length)
+    plan = plan_graph(graph, priced, place, env, chips, phase, model.name, length, model.unit)
     told = _told(model, priced, phase, weights_dtype, cache_dtype)
     if chunk is not None:
         calls = -(-length // chunk)
@@ -94,10 +106,12 @@ def plan_graph(
     phase: str = "forward",
     name: str = "graph",
     length: int | None = None,
+    unit: str = "token",
 ) -> Plan:
-    """The plan of a graph that is priced already. ``env``: batch, seq, capacity and what else it needs."""
+    """The plan of a graph that is priced already. ``env``: batch, seq, capacity and what else it needs; ``unit``:
+    what a call takes many of."""
     work = priced.at(env)
-    tokens = env["batch"] * env["seq"]
+    tokens = env["batch"] * (env["seq"] if unit == "token" else 1)
     nodes = timed(priced, place, env, chips)
     return Plan(
         model=name,
@@ -113,7 +127,7 @@ def plan_graph(
             priced.parameter_count(embedding=False),
             priced.parameter_bytes(),
         ),
-        flops=Flops(work.matrix, work.vector, work.transcendental, work.matrix / tokens),
+        flops=Flops(work.matrix, work.vector, work.transcendental, work.matrix / tokens, work.padding),
         traffic=Traffic(work.parameters, work.state, work.activations, work.fused, work.unfused),
         memory=_memory(graph, priced, place, env, chips),
         time=nodes.time(tokens, TIME_LABEL),
@@ -121,6 +135,7 @@ def plan_graph(
         by_path=rows(nodes, lambda item: item.path),
         assumptions=_assumptions(place, chips, nodes.notes),
         aside=_aside(graph, priced, work.vector + work.transcendental),
+        unit=unit,
     )
 
 
@@ -135,6 +150,7 @@ def _aside(graph: Graph, priced: Price, beside_products: float) -> tuple[str, ..
         BLOCKED: "blocked" in ways,
         PACKED: "diagonal" in ways,
         LOOKUPS: any(item.op == "lookup" for item in priced.items),
+        PADDING: any(item.padding != 0 for item in priced.items),
     }
     return tuple(text for text, has in there.items() if not has)
 

@@ -44,7 +44,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def complete(model: Model, given: Mapping[str, Any], sizes: Mapping[str, int] | None = None, seed: int = 0) -> Inputs:
     """All inputs: the given ones, lengths that take everything, and for the rest random numbers from a seed. Axes
-    that vary have the size that a given input or ``sizes`` says. Raises BlockgraphError with every fault."""
+    that vary have the size that a given input or ``sizes`` says; one row where nothing says how many. Raises
+    BlockgraphError with every fault."""
     types = {n.op.label: n.result.type for n in model.graph.leaves(Input) if isinstance(n.op, Input)}
     problems, known = Problems(), dict(sizes or {})
     arrays: dict[str, np.ndarray] = {}
@@ -57,6 +58,7 @@ def complete(model: Model, given: Mapping[str, Any], sizes: Mapping[str, int] | 
         _fit(name, array, types[name], known, problems)
         arrays[name] = array.astype(types[name].dtype, copy=False)
     problems.raise_if_any(BlockgraphError)
+    known.setdefault("batch", 1)
     tables = _tables(model)
     for name in [n for n in arrays if n in tables]:
         wrong = arrays[name][(arrays[name] < 0) | (arrays[name] >= tables[name])]

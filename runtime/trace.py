@@ -70,7 +70,8 @@ def trace(
     sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Seen]:
     """Values of all nodes by name, layers of a repeat written out, in the order they are computed."""
-    batch, seq = np.asarray(inputs[str(model.streaming_input)]).shape
+    batch = len(next(iter(inputs.values())))
+    seq = 1 if model.streaming_input is None else np.asarray(inputs[model.streaming_input]).shape[1]
     full_sizes = {"batch": batch, "seq": seq, "capacity": seq, **(sizes or {})}
     made = program(model, "forward", full_sizes)
     traced = exposed(made.graph)

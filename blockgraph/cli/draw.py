@@ -18,7 +18,9 @@ def graph(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="An .svg or .png file (default: NAME.svg here).")
     ] = None,
-    depth: Annotated[int | None, typer.Option("--depth", min=1, help="Levels of blocks that are opened.")] = None,
+    depth: Annotated[
+        int | None, typer.Option("--depth", min=1, help="Levels of blocks that are opened (default: up to 40 boxes).")
+    ] = None,
     sets: Sets = None,
     sizes: Sizes = None,
     as_json: Json = False,

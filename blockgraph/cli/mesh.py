@@ -166,7 +166,8 @@ def show_figures(figures: Figures) -> None:
 
     told, console = figures.as_json(), screen.console()
     memory = {kind: size for kind, size in told["memory_per_device"].items() if size}
-    rows = [("mesh", ", ".join(f"{a}={n}" for a, n in told["mesh"].items()) + f" · {told['strategy']}")]
+    shown = ", ".join(f"{a}={n}" for a, n in told["mesh"].items())
+    rows = [("mesh", f"{shown} · {told['strategy']}")] if shown else []
     rows += [("links", link) for link in figures.links]
     rows.append(("ours", " · ".join(f"{k} {units.memory_text(v)}" for k, v in memory.items()) + " (a device)"))
     layers = " · ".join(f"{k} {units.flop_text(v)}" for k, v in told["flops_per_layer"].items())

@@ -189,14 +189,16 @@ def trace(
 
     if weights is not None and random is not None:
         raise BlockgraphError(Problem("bad-option", "--weights and --random exclude each other"))
-    if (tokens is not None and prompt is not None) or (tokens is None and prompt is None and inputs is None):
-        text = "give --tokens, --prompt or an --inputs file that holds the tokens, and not both of the first"
-        raise BlockgraphError(Problem("bad-option", text))
+    if tokens is not None and prompt is not None:
+        raise BlockgraphError(Problem("bad-option", "--tokens and --prompt exclude each other"))
     if reference is not None and not reference.is_file():
         raise BlockgraphError(Problem("file-missing", f"--reference: there is no file {reference}"))
     if out is not None and out.suffix != ".npz":
         raise BlockgraphError(Problem("unknown-format", f"-o {out}: values are saved as .npz", None, (".npz",)))
     model = options.loaded(spec, sets)
+    if tokens is None and prompt is None and inputs is None and model.streaming_input is not None:
+        text = "give --tokens, --prompt or an --inputs file that holds the tokens"
+        raise BlockgraphError(Problem("bad-option", text))
     given = options.sizes(sizes)
     ids = _ids(tokens, vocabulary(model)) if tokens is not None else None
     ids = [_words(prompt, weights, tokenizer)] if prompt is not None else ids
@@ -214,7 +216,8 @@ def trace(
         screen.console(stderr=True).print(screen.cell(text), style="dim", soft_wrap=True)
     if as_json:
         rows = [r.as_json() for r in records]
-        screen.print_json({"model": model.name, "tokens": call.arrays[str(model.streaming_input)].tolist(),
+        stream = model.streaming_input
+        screen.print_json({"model": model.name, "tokens": None if stream is None else call.arrays[stream].tolist(),
                            "random_inputs": list(call.drawn), "nodes": rows, "first": first and first.as_json(),
                            "file": out and str(out)})  # fmt: skip
     else:

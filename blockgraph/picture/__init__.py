@@ -27,11 +27,12 @@ from compiler.language.model import Model
 FORMATS = ("svg", "png")
 TIME_LIMIT = 60.0
 DPI = "144"
+MOST_BOXES = 40  # of a picture whose depth nobody said: more cannot be read
 
 
 def draw(model: Model, out: str | Path, depth: int | None = None) -> Path:
     """Writes the picture as SVG or PNG, by the suffix of ``out``. ``depth``: blocks down to this level of nesting
-    (default: the deepest). Raises BlockgraphError where nothing on this machine can draw it."""
+    (default: the deepest that does not make too many boxes). Raises BlockgraphError where nothing here can draw it."""
     out = Path(out)
     kind = out.suffix.removeprefix(".").lower()
     if kind not in FORMATS:
@@ -87,8 +88,19 @@ def layout(model: Model, depth: int | None = None) -> dict[str, Any]:
 def _tree(model: Model, depth: int | None) -> tuple[Item, list[Edge]]:
     if depth is not None and depth < 1:
         raise BlockgraphError(Problem("out-of-range", f"depth = {depth}", None, ("at least 1",)))
-    tree = Tree(model.graph, states(model), depth)
-    return tree.root, fold(tree.root, tree.edges)
+    held = states(model)
+    levels = (None, *range(_levels(model), 0, -1)) if depth is None else (depth,)
+    for level in levels:
+        tree = Tree(model.graph, held, level)
+        edges = fold(tree.root, tree.edges)
+        if level == levels[-1] or sum(not item.is_cluster for item in tree.root.walk()) <= MOST_BOXES:
+            break
+    return tree.root, edges
+
+
+def _levels(model: Model) -> int:
+    """How many levels of blocks a model has."""
+    return max((node.path.count(".") + 1 for node, _ in model.graph.walk() if node.path), default=1)
 
 
 def _ids(root: Item) -> dict[Item, str]:

@@ -24,7 +24,7 @@ FONT = "Helvetica"
 INK, FAINT, LINE = "#222222", "#6b6b6b", "#5f6670"
 FILL = {
     "attention": "#bfdcf2", "recurrence": "#b5e3d3", "experts": "#f3cdb4", "linear": "#fbe3b5",
-    "vocabulary": "#ecd3e2", "norm": "#e9ecef", "element-wise": "#ffffff",
+    "convolution": "#f6f0ae", "vocabulary": "#ecd3e2", "norm": "#e9ecef", "element-wise": "#ffffff",
 }  # fmt: skip
 PALE = "#9aa1a9"
 NARROW = 10  # characters of a cluster's name that leave room beside it

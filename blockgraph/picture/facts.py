@@ -9,14 +9,19 @@ from collections.abc import Iterable, Sequence
 from blockgraph.picture.items import Edge, Item
 from compiler.graph.sizes import Size
 from compiler.graph.types import TensorType
+from compiler.ops.conv import GROUPS, Conv
 from compiler.ops.elementwise import ACTIVATIONS, Map
+from compiler.ops.pool import Pool
 from compiler.ops.rotate import Rotate
+from compiler.ops.shape import Reduce
+from compiler.ops.windows import TAPS, Window
 
 # A box belongs to the first family that one of its ops is in.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("attend", "attend_cached", "attend_latent"),
     "recurrence": ("recur", "short_conv", "shift"),
     "experts": ("choose", "dispatch", "expert_dot"),
+    "convolution": ("conv",),
     "vocabulary": ("lookup",),
     "linear": ("dot",),
     "norm": ("norm",),
@@ -100,6 +105,8 @@ def _options(item: Item) -> list[str]:
             elif node.op.fn in ACTIVATIONS:
                 found.append(node.op.fn)
             continue
+        if isinstance(node.op, Reduce) and len(item.ops) > 1:
+            continue  # one step of several: sums and means of a program
         for f in dataclasses.fields(node.op):
             value = getattr(node.op, f.name)
             if f.name not in OPTIONS or value is None or value == f.default:
@@ -110,12 +117,30 @@ def _options(item: Item) -> list[str]:
                 found.append(value)
             else:
                 found.append(f"{f.name} {value:,.6g}")
+        if isinstance(node.op, Conv):
+            kernel = node.operands[1].type
+            groups = int(kernel.size(GROUPS).constant) if GROUPS in kernel.axes else 1
+            found.append(_windows(node.op.windows, 1) + (f", {groups} groups" if groups > 1 else ""))
+        if isinstance(node.op, Pool):
+            found.append(f"{node.op.kind} of {_windows(node.op.windows)}")
+            continue
         if isinstance(node.op, Rotate):
             size = int(node.operands[0].type.size(node.op.axis).constant)
             part = "" if node.op.channels == size else f" {node.op.channels:,} of {size:,}"
             pairs = "" if node.op.pairs == "half" else f" {node.op.pairs}"
             found.append(f"rotary{part}{pairs}")
     return list(dict.fromkeys(found))
+
+
+def _windows(windows: Sequence[Window], stride: int | None = None) -> str:
+    """``3 × 3, stride 2``; ``stride``: the usual one, which is not told, or None for the windows' size."""
+    text = " × ".join(str(w.size) for w in windows)
+    for name, usual in (("stride", stride), ("dilation", 1), ("padding", "same")):
+        values = [getattr(w, name) for w in windows]
+        if values != [w.size if usual is None else usual for w in windows]:
+            told = [" + ".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in dict.fromkeys(values)]
+            text += f", {name} {' × '.join(told)}"
+    return text
 
 
 def _softcaps(item: Item) -> dict[int, float]:
@@ -138,7 +163,8 @@ def inner_sizes(item: Item, edges: Sequence[Edge]) -> list[str]:
     for node in item.ops:
         for v in (*node.operands, *node.results):
             for axis, size in v.type.pairs:
-                if size.is_constant and (axis, size) not in seen and not axis.endswith("_out"):
+                told = axis.endswith("_out") or axis == GROUPS or axis.startswith(TAPS)
+                if size.is_constant and (axis, size) not in seen and not told:
                     inside.setdefault(axis, size)
     return [size_text(a, s) for a, s in inside.items()]
 

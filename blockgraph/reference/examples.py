@@ -11,13 +11,17 @@ HEAD = """\
 name: example
 dims: {vocab: 1000, embed: 64, heads: 4, kv_heads: 2, head_dim: 16, mlp: 256, rnn: 96, experts: 8, active: 2}
 """
+AFTER_IMAGE = "inputs:\n  images: {kind: image, size: [32, 32]}\ngraph:\n  - "
 AFTER_EMBED = "graph:\n  - embed\n  - "
 NODES: dict[str, str] = {
     "attention": "attention: {window: 32, position: rope, softcap: 50}",
+    "conv": "conv: {to: 64, kernel: 3, stride: 2, bias: true}",
     "gain": "gain: {over: last}",
     "linear": "linear: {to: mlp, bias: true}",
+    "merge": "merge: {axes: [height, width], to: patches}",
     "mlp": "mlp: {gate: gelu_tanh}",
     "moe": "moe: {gate: silu}",
+    "pool": "pool: {by: max, window: 3, stride: 2}",
     "scale": "scale: embed ** -0.5",
     "short_conv": "short_conv: {width: 4, bias: true}",
     "softcap": "softcap: 30",
@@ -29,7 +33,12 @@ NODES: dict[str, str] = {
     "concat": "concat: {axis: hidden, of: [{linear: {to: 32}, name: left}, {linear: {to: 96}, name: right}]}",
     "repeat": "repeat: {times: 6, cycle: [{rms_norm: , name: norm}, {mlp: {act: gelu}}]}",
 }  # fmt: skip
-WHOLE: dict[str, str] = {"embed": "graph:\n  - embed: {scale: sqrt(embed)}\n"}
+WHOLE: dict[str, str] = {
+    "embed": "graph:\n  - embed: {scale: sqrt(embed)}\n",
+    "conv": f"{AFTER_IMAGE}{NODES['conv']}\n",
+    "merge": f"{AFTER_IMAGE}conv: {{to: embed, kernel: 8, stride: 8}}\n  - {NODES['merge']}\n",
+    "pool": f"{AFTER_IMAGE}{NODES['pool']}\n",
+}
 PORTS = """\
 inputs: {tokens: {kind: tokens}, frames: {kind: features, axes: [frames, embed]}}
 graph:

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from compiler.errors import nearest
 from compiler.graph.ir import Value
+from compiler.graph.sizes import Size
 from compiler.language.block import Block, block
 from compiler.language.env import Env
 from compiler.language.fields import (
@@ -117,9 +118,14 @@ class Attention(Block):
             q = b.rotate(q, b.positions(x, self.over), theta=r.theta, fraction=r.fraction, pairs=r.pairs)
             k = b.rotate(k, b.positions(source, keys), theta=r.theta, fraction=r.fraction, pairs=r.pairs)
         causal = self.causal and context is None
+        lengths = None if causal else env.lengths(keys)
+        if lengths is not None and source.type.size(keys) != Size.symbol(keys):
+            size = source.type.size(keys)
+            text = f"attention along {keys} = {size}: the entries of a row are no longer those of the input"
+            raise Fault("varying-size", text, (), f"a fixed size: {keys} as a dim")
         h = b.attend(
             q, k, v, causal=causal, window=self.window, scale=self.scale, softcap=self.softcap,
-            queries=self.over, keys=keys, lengths=None if causal else env.lengths(keys),
+            queries=self.over, keys=keys, lengths=lengths,
         )  # fmt: skip
         return env.linear(h, "out", [(x.axes[-1], x.type.sizes[-1])], over=("heads", "head_dim"), bias=self.bias.out)
 

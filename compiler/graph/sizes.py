@@ -49,11 +49,25 @@ def _block_pairs(
     return int(result) if np.ndim(result) == 0 else result
 
 
+def _window_pairs(size: Any, places: Any, taps: Any, stride: Any, dilation: Any, before: Any) -> Any:
+    """Pairs of a place and a tap of a sliding window that lie on an entry of the axis; arrays broadcast."""
+
+    def one(n: float, out: float, k: float, step: float, apart: float, pad: float) -> int:
+        offset = np.arange(int(k)) * int(apart) - int(pad)  # of a tap from r * stride
+        first = np.maximum(-(offset // int(step)), 0)
+        last = np.minimum((int(n) - 1 - offset) // int(step), int(out) - 1)
+        return int(np.maximum(last - first + 1, 0).sum())
+
+    result = np.vectorize(one, otypes=[float])(size, places, taps, stride, dilation, before)
+    return int(result) if np.ndim(result) == 0 else result
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floordiv": lambda a, b: a // b,
     "min": np.minimum,
     "max": np.maximum,
     "block_pairs": _block_pairs,
+    "window_pairs": _window_pairs,
 }
 
 

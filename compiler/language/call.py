@@ -18,9 +18,10 @@ from compiler.ops.elementwise import TABLE
 
 HIDDEN = {
     "constant", "positions", "reduce", "expand", "arrange", "first", "lookup", "cast", "norm", "equal", "greater",
-    "select", "last_valid", "split", "merge",
+    "select", "last_valid",
 }  # fmt: skip
-_EXAMPLE = {"take": "embed=0", "rename": "embed=other"}
+_EXAMPLE = {"take": "embed=0", "rename": "embed=other", "split": "axis=embed, heads=4, head_dim=16"}
+PRODUCTS = frozenset({"conv"})  # like linear maps they take the compute dtype, whatever they are given
 
 
 def callable_functions() -> list[str]:
@@ -88,6 +89,17 @@ def _check(name: str, values: Sequence[Any], options: Mapping[str, Any]) -> None
         _fits(f"{name}: {parameter.name}", str(parameter.annotation), value)
 
 
+def wants_number(name: str, option: str) -> bool:
+    """Whether an option of a function is a number, so that a bare dim there is its size and no axis name."""
+    if name in TABLE:
+        return False
+    parameters = _parameters(name)
+    free = next((p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD), None)
+    found = next((p for p in parameters if p.name == option and p is not free), free)
+    sorts = set(str(found.annotation).split(" | ")) if found is not None else set()
+    return bool(sorts & {"int", "float", "SizeLike"}) and not sorts & {"str", "bool", "Sequence[str]"}
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -100,6 +112,10 @@ _SORTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "str": (lambda v: isinstance(v, str), "a word or an axis name"),
     "bool": (lambda v: isinstance(v, bool), "true or false"),
     "Sequence[str]": (lambda v: isinstance(v, list) and all(isinstance(i, str) for i in v), "a list of axis names"),
+    "Sequence[int]": (
+        lambda v: isinstance(v, list) and all(_number(i) and i == int(i) and i >= 0 for i in v),
+        "a list of them",
+    ),
     "None": (lambda v: v is None, "null"),
 }
 

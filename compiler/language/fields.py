@@ -157,6 +157,39 @@ def _axis(scope: Scope, raw: Any, what: str) -> AxisArg:
     return scope.axis(raw, what, "hidden")
 
 
+def _channels(scope: Scope, raw: Any, what: str) -> AxisArg:
+    return scope.axis(raw, what, "")
+
+
+def _counts(least: int) -> Callable[[Scope, Any, str], tuple[int, ...]]:
+    def check(scope: Scope, raw: Any, what: str) -> tuple[int, ...]:
+        if isinstance(raw, (list, tuple)) and not raw:
+            raise Fault("wrong-type", "takes a number, or a list with one for each axis, found an empty one")
+        return tuple(scope.count(n, what, least) for n in (raw if isinstance(raw, (list, tuple)) else [raw]))
+
+    return check
+
+
+def _padding(scope: Scope, raw: Any, what: str) -> str | tuple[int, ...]:
+    value = raw if isinstance(raw, (list, tuple)) else scope.value(raw)
+    if isinstance(value, str):
+        words = ("same", "valid")
+        if value not in words:
+            raise Fault("unknown-word", f"{shown(value)} is not one of its words", words, nearest(value, words))
+        return value
+    return _counts(0)(scope, raw, what)
+
+
+def _axes(scope: Scope, raw: Any, what: str) -> tuple[str, ...]:
+    names = list(raw) if isinstance(raw, (list, tuple)) else [raw]
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise Fault("wrong-type", f"takes an axis name or a list of them, found {shown(name)}")
+    if not names or len(set(names)) < len(names):
+        raise Fault("wrong-type", f"takes distinct axis names, found [{', '.join(names)}]")
+    return tuple(names)
+
+
 _EXPRESSION = {"anyOf": [{"type": "number"}, {"type": "string", "description": "an expression over dims and args"}]}
 _OR_NULL = {"anyOf": [*_EXPRESSION["anyOf"], {"type": "null"}]}
 Number = _field(lambda s, raw, what: float(s.static(raw, what)), _EXPRESSION)
@@ -170,6 +203,13 @@ Count = _field(lambda s, raw, what: s.count(raw, what), _EXPRESSION)
 OptionalCount = _field(_optional(lambda s, raw, what: s.count(raw, what)), _OR_NULL)
 Flag = _field(_flag, {"anyOf": [{"type": "boolean"}, {"type": "string", "description": "an argument's name"}]})
 Axis = _field(_axis, _EXPRESSION)
+Channels = _field(_channels, _EXPRESSION)  # an Axis whose name is "" unless a dim names it
+_LISTED = {"anyOf": [*_EXPRESSION["anyOf"], {"type": "array", "items": _EXPRESSION, "minItems": 1}]}
+Counts = _field(_counts(1), _LISTED)  # a tuple: one number for all axes, or one for each
+OptionalCounts = _field(_optional(_counts(1)), {"anyOf": [*_LISTED["anyOf"], {"type": "null"}]})
+Padding = _field(_padding, _LISTED)  # "same", "valid", or numbers as Counts, from 0 on
+_NAME = {"type": "string"}
+Axes = _field(_axes, {"anyOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]})
 
 
 def _node(raw: Any, info: ValidationInfo) -> Any:

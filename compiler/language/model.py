@@ -21,7 +21,7 @@ from compiler.language.env import Env, Policy, Weights, input_leaf
 from compiler.language.frame import Frame
 from compiler.language.load import Document
 from compiler.language.scope import FAILED, Fault, Scope, Told, Word, shown
-from compiler.language.spec import Spec
+from compiler.language.spec import InputSpec, Spec
 from compiler.language.user_blocks import unused_blocks
 from compiler.ops.leaves import Parameter
 from compiler.source.yaml import YList, YMap
@@ -55,6 +55,14 @@ class Model:
     def streaming_input(self) -> str | None:
         """The token input that the sequence streams in over."""
         return next((n for n, i in self.spec.inputs.items() if i.kind == "tokens"), None)
+
+    @property
+    def unit(self) -> str:
+        """What a call of the model takes many of: a token, or where there are none an image or a row of the batch."""
+        if self.streaming_input is not None:
+            return "token"
+        kinds = [(i.kind, i.count) for i in self.spec.inputs.values()]
+        return "image" if kinds == [("image", None)] else "row"
 
     def parameter_count(self) -> int:
         return sum(int(t.elements.constant) for _, t in self.parameters.values())
@@ -158,11 +166,7 @@ def _inputs(spec: Spec, raw: YMap, scope: Scope, b: Builder) -> dict[str, Value]
             elif i.kind == "features":
                 pairs = [("batch", BATCH), *((a, scope.dims.get(a, Size.symbol(a))) for a in i.axes or [])]
             else:
-                h, w = (scope.count(s, "size") for s in i.size or [])
-                image: list[tuple[str, SizeLike]] = [("height", h), ("width", w), ("channel", i.channels)]
-                video: list[tuple[str, SizeLike]] = [("image", Size.symbol("image"))]
-                video.append(("frame", scope.count(1 if i.frames is None else i.frames, "frames")))
-                pairs = [("batch", BATCH), *(video if i.kind == "video" else []), *image]
+                pairs = [("batch", BATCH), *_pictures(i, scope)]
         except (Fault, Told) as e:
             if isinstance(e, Fault):
                 table = raw["inputs"]
@@ -177,6 +181,18 @@ def _inputs(spec: Spec, raw: YMap, scope: Scope, b: Builder) -> dict[str, Value]
                     b, f"{axis}_lengths", TensorType.make([("batch", BATCH)], "int32")
                 )
     return values
+
+
+def _pictures(i: InputSpec, scope: Scope) -> list[tuple[str, SizeLike]]:
+    """Axes of images or videos: several a row have an axis ``image``, whose size a call decides or the spec."""
+    height, width = (scope.count(s, "size") for s in i.size or [])
+    count = "any" if i.count is None and i.kind == "video" else i.count
+    pairs: list[tuple[str, SizeLike]] = []
+    if count is not None:
+        pairs.append(("image", Size.symbol("image") if count == "any" else scope.count(count, "count")))
+    if i.kind == "video":
+        pairs.append(("frame", scope.count(1 if i.frames is None else i.frames, "frames")))
+    return [*pairs, ("height", height), ("width", width), ("channel", i.channels)]
 
 
 def _chains(spec: Spec, raw: YMap, frame: Frame) -> dict[str, Value | None]:

@@ -10,7 +10,7 @@ import numpy as np
 from compiler.errors import Position, Problems, SpecError, nearest
 from compiler.graph.ir import Value
 from compiler.graph.types import TypeProblem
-from compiler.language.call import call, callable_functions
+from compiler.language.call import PRODUCTS, call, callable_functions, wants_number
 from compiler.language.frame import Frame
 from compiler.language.nodes import check_dtype, check_init
 from compiler.language.scope import FAILED, AxisArg, Fault, Told, shown
@@ -216,8 +216,10 @@ def _call(tree: Call, names: dict[str, Any], frame: Frame) -> Any:
         hint = nearest(tree.name, known)
         raise Fault("unknown-function", f"no op or weight is called {tree.name}", known, hint)
     values = [a.leaf if isinstance(a, Weight) else a for a in args]
-    values = [frame.env.compute(v) if isinstance(v, Value) and v.type.dtype != "float32" else v for v in values]
-    return call(frame.env.b, tree.name, values, {k: _option(v, names, frame) for k, v in tree.kwargs})
+    wide = () if tree.name in PRODUCTS else ("float32",)
+    values = [frame.env.compute(v) if isinstance(v, Value) and v.type.dtype not in wide else v for v in values]
+    options = {k: _option(v, names, frame, wants_number(tree.name, k)) for k, v in tree.kwargs}
+    return call(frame.env.b, tree.name, values, options)
 
 
 def _literal(value: Any) -> Number:
@@ -232,10 +234,11 @@ def _plain(tree: Expr) -> Any:
         raise Fault(e.code, e.message, (), e.suggestion, offset=tree.column) from None
 
 
-def _option(tree: Expr, names: dict[str, Any], frame: Frame) -> Any:
-    """A keyword's value: an axis name (a bare word that is a dim or unknown), a word, a number or a value."""
+def _option(tree: Expr, names: dict[str, Any], frame: Frame, number: bool = False) -> Any:
+    """A keyword's value: an axis name (a bare word that is a dim or unknown), a word, a number or a value. Where a
+    ``number`` is wanted a dim is its size."""
     if isinstance(tree, Brackets):
-        return [_option(t, names, frame) for t in tree.items]
+        return [_option(t, names, frame, number) for t in tree.items]
     if isinstance(tree, Name):
         if tree.id in names:
             value = _name(tree.id, names, frame)
@@ -245,11 +248,13 @@ def _option(tree: Expr, names: dict[str, Any], frame: Frame) -> Any:
         if tree.id == "null":
             return None
         if tree.id not in frame.env.scope.args:
-            return tree.id
+            return _eval(tree, names, frame) if number else tree.id
         given = frame.env.scope.args[tree.id]  # may be null
         if given is FAILED:
             raise Told
-        return given.axis if isinstance(given, AxisArg) else given
+        if isinstance(given, AxisArg):
+            return given.size if number else given.axis
+        return given
     value = _eval(tree, names, frame)
     return value.leaf if isinstance(value, Weight) else value
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import Position, Problems, nearest
+from compiler.graph.axes import LEGEND
 from compiler.source.expr import ExprError, Name, evaluate, parse
 
 
@@ -91,6 +92,7 @@ class Scope:
     layer: Any = None  # None, an int, or an array over the trips of the repeat around
     problems: Problems = field(default_factory=Problems)
     failed: frozenset[str] = frozenset()  # dims that failed
+    axes: Mapping[str, int] | None = field(default_factory=dict)  # sizes of the block's input; None: not known
 
     def with_args(self, args: Mapping[str, Any]) -> Scope:
         return replace(self, args=dict(args))
@@ -104,7 +106,8 @@ class Scope:
 
     @property
     def known(self) -> tuple[str, ...]:
-        return tuple(sorted({*self.dims, *self.args, *(["layer"] if self.layer is not None else [])}))
+        layer = ["layer"] if self.layer is not None else []
+        return tuple(sorted({*self.dims, *self.args, *(self.axes or ()), *layer}))
 
     @property
     def numbers(self) -> list[str]:
@@ -129,7 +132,15 @@ class Scope:
             return self.layer
         if name in self.failed:
             raise Told
-        return self.dims[name]
+        return self.dims[name] if name in self.dims else self.input_axis(name)
+
+    def input_axis(self, name: str) -> int:
+        """The size of an axis of the block's input. Raises KeyError; Told where that input is not known."""
+        if self.axes is None:
+            if name in LEGEND:
+                raise Told
+            raise KeyError(name)
+        return self.axes[name]
 
     def number(self, raw: Any) -> Any:
         """A number, or an array over layers. Raises Fault."""
@@ -184,7 +195,8 @@ class Scope:
                 raise Fault(e.code, f"{e.message} (in {shown(raw)})", (), e.suggestion, offset=e.offset) from None
             if isinstance(tree, Name):
                 given = self.args.get(tree.id)
-                axis = given.axis if isinstance(given, AxisArg) else tree.id if tree.id in self.dims else default
+                named = tree.id in self.dims or tree.id in (self.axes or ())
+                axis = given.axis if isinstance(given, AxisArg) else tree.id if named else default
         return AxisArg(axis, self.count(raw, what))
 
     def value(self, raw: Any) -> Any:
@@ -201,6 +213,10 @@ class Scope:
                 raise Told
             if name in self.dims:
                 return AxisArg(name, self.dims[name])
+            if self.axes is None and name in LEGEND:
+                raise Told
+            if name in (self.axes or ()):
+                return AxisArg(name, self.input_axis(name))
             try:
                 simple = isinstance(parse(name), Name)
             except ExprError:

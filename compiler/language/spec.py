@@ -35,7 +35,10 @@ class InputSpec(BaseModel):
     )
     size: list[Any] | None = Field(default=None, description="image, video: height and width")
     channels: int = Field(default=3, ge=1, strict=True)
-    frames: Any = None
+    count: Any = Field(
+        default=None, description="image, video: how many belong to one row; `any`: it varies (the default of video)"
+    )
+    frames: Any = Field(default=None, description="video: frames of one")
     optional: bool = False
 
     @model_validator(mode="after")
@@ -47,6 +50,10 @@ class InputSpec(BaseModel):
             needs("axes", "features need axes, such as [frames, width]")
         if self.kind in ("image", "video") and (self.size is None or len(self.size) != 2):
             needs("size", f"{'an image' if self.kind == 'image' else 'a video'} needs size: [height, width]")
+        for key, kinds in (("count", ("image", "video")), ("frames", ("video",)), ("size", ("image", "video"))):
+            if getattr(self, key) is not None and self.kind not in kinds:
+                text = f"{key} is of {' and '.join(kinds)}, and this is {self.kind}"
+                raise PydanticCustomError("misplaced-key", "{text}", {"text": text, "key": key, "at_key": True})
         if len(self.axes or []) > MAX_AXES:
             raise PydanticCustomError("too-large", f"at most {MAX_AXES} axes", {"key": "axes"})
         for axis in self.axes or []:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -56,9 +57,10 @@ def user_block(spec: NodeSpec, x: Value | None, ports: dict[str, Value | None], 
             problems.add("missing-port", f"{spec.kind} needs its input {port}", spec.at("from"), allowed=allowed,
                          suggestion=hint)  # fmt: skip
             ports[port] = None
-    args = _bind(spec, definition, frame)
+    axes = None if x is None else {a: int(s.constant) for a, s in x.type.pairs if s.is_constant}
+    args = _bind(spec, definition, frame, axes)
     path_name = frame.local_name(spec.kind, spec.name)
-    scope = dataclasses.replace(frame.env.scope, args=args)
+    scope = dataclasses.replace(frame.env.scope, args=args, axes=axes)
     scope = bind_dims(definition.dims, scope, problems)
     env = frame.env.but(scope=scope)
     inner = Frame(env, {**ports}, frame, frame.defs, ambiguous=frame.ambiguous, stack=(*frame.stack, spec.kind))
@@ -122,8 +124,9 @@ def bind_dims(raw: Any, scope: Scope, problems: Any) -> Scope:
     return scope
 
 
-def _bind(spec: NodeSpec, definition: Any, frame: Frame) -> dict[str, Any]:
-    """Arguments of a call of a block of the spec: given ones in the caller's scope, defaults in the block's own."""
+def _bind(spec: NodeSpec, definition: Any, frame: Frame, axes: Mapping[str, int] | None) -> dict[str, Any]:
+    """Arguments of a call of a block of the spec: given ones in the caller's scope, defaults in the block's own, which
+    knows the sizes of its input's axes."""
     scope, problems = frame.env.scope, frame.env.scope.problems
     declared = definition.args or {}
     given = spec.args if spec.args is not None else {}
@@ -154,7 +157,7 @@ def _bind(spec: NodeSpec, definition: Any, frame: Frame) -> dict[str, Any]:
         if raw is FAILED or (own and name in meant):
             bound[name] = FAILED
             continue
-        here = dataclasses.replace(scope, args=bound) if own else scope
+        here = dataclasses.replace(scope, args=bound, axes=axes) if own else scope
         where = table.value_position.get(name) if isinstance(table, YMap) else None
         try:
             bound[name] = _argument(name, default, raw, own, where, here, spec)

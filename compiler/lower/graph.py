@@ -15,6 +15,7 @@ from compiler.lower import (  # noqa: F401  (register)
     basic,
     cached,
     collective,
+    conv,
     experts,
     loss,
     recurrence,

@@ -33,6 +33,7 @@ class Cost:
     read: Size = ZERO  # bytes
     written: Size = ZERO  # bytes
     sent: Size = ZERO  # bytes that one device sends to others: collectives only
+    padding: Size = ZERO  # FLOPs of products with padding: not in ``matrix``, as XLA counts; papers count them too
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))

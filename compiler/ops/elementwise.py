@@ -220,6 +220,12 @@ def cast(b: Builder, x: Value, dtype: str) -> Value:
 
 
 @function
+def float32(b: Builder, x: Value) -> Value:
+    """x in float32: sums and roots of narrow numbers that the compute dtype would round on the way."""
+    return b.cast(x, "float32")
+
+
+@function
 def stop_gradient(b: Builder, x: Value) -> Value:
     return b.one(StopGradient(), x)
 

@@ -320,14 +320,18 @@ def rename(b: Builder, x: Value, **names: str) -> Value:
 
 @function
 def split(b: Builder, x: Value, axis: str, **parts: SizeLike) -> Value:
-    """split(x, axis, blocks=10, width=256): one axis becomes several."""
+    """split(x, axis=embed, heads=4, head_dim=16): one axis becomes several, the first slowest."""
     return b.one(Split(axis, tuple(parts), tuple(Size.of(s) for s in parts.values())), x)
 
 
 @function
 def merge(b: Builder, x: Value, names: Sequence[str], axis: str) -> Value:
-    """Neighbouring axes become one."""
-    return b.one(Merge(tuple(names), axis), x)
+    """merge(x, names=[height, width], axis=patches): axes become one, the first slowest, where the first stands."""
+    for name in names:
+        x.type.size(name)
+    first = x.axes.index(names[0])
+    rest = [[a for a in part if a not in names] for part in (x.axes[:first], x.axes[first:])]
+    return b.one(Merge(tuple(names), axis), b.arrange(x, [*rest[0], *names, *rest[1]]))
 
 
 @function
@@ -335,16 +339,20 @@ def reduce(b: Builder, x: Value, kind: str, over: Sequence[str]) -> Value:
     return b.one(Reduce(kind, tuple(over)), x)
 
 
+def _axes(x: Value, axis: str | Sequence[str]) -> tuple[str, ...]:
+    return (axis or x.axes[-1],) if isinstance(axis, str) else tuple(axis)
+
+
 @function(name="sum")
-def sum_(b: Builder, x: Value, axis: str = "") -> Value:
-    """Sum along ``axis`` (default: the last)."""
-    return b.one(Reduce("sum", (axis or x.axes[-1],)), x)
+def sum_(b: Builder, x: Value, axis: str | Sequence[str] = "") -> Value:
+    """Sum along an axis or a list of them (default: the last)."""
+    return b.one(Reduce("sum", _axes(x, axis)), x)
 
 
 @function
-def mean(b: Builder, x: Value, axis: str = "") -> Value:
-    """Mean along ``axis`` (default: the last)."""
-    return b.one(Reduce("mean", (axis or x.axes[-1],)), x)
+def mean(b: Builder, x: Value, axis: str | Sequence[str] = "") -> Value:
+    """Mean along an axis or a list of them (default: the last)."""
+    return b.one(Reduce("mean", _axes(x, axis)), x)
 
 
 @function

@@ -16,13 +16,14 @@ ADDED_BY: dict[str, frozenset[str]] = {
         "input", "parameter", "argument", "constant", "positions", "repeat",
         "map", "cast", "stop_gradient", "dot", "norm", "softmax", "lookup", "rotate", "attend",
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
-        "recur", "short_conv", "choose", "pick_experts", "dispatch", "expert_dot", "collect",
+        "recur", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot", "collect",
     }),
     "phase": frozenset({"state", "append", "keep_last", "keep_tail", "last_valid", "after", "attend_cached"}),
     "loss": frozenset({"pick"}),
     "differentiate": frozenset({
         "attend_gradient", "put", "scatter_add", "place", "one_hot", "expert_outer", "to_rows",
         "from_rows",
+        "conv_input", "conv_kernel", "pool_gradient",
     }),
     "optimise": frozenset(),  # element-wise ops over the state that a phase may bring in
     "partition": frozenset({

@@ -128,7 +128,7 @@ def test_the_drawn_plan_says_everything(decode: Plan) -> None:
     for part in ("917,962,752", "15.75 GiB", "short by", "roofline lower bound, uncalibrated", "tokens/s", "memory",
                  *decode.assumptions, *decode.conventions):  # fmt: skip
         assert (part in text) == (part not in decode.aside), part
-    assert "and 2 more about what this call has not: --json" in text and "1 others" not in text
+    assert "and 3 more about what this call has not: --json" in text and "1 others" not in text
     brief = plan_text(decode, 200, brief=True)
     assert "tokens/s" in brief and "where the time goes" in brief and "assumptions" not in brief
 
@@ -143,7 +143,7 @@ def test_only_what_has_to_do_with_the_call_is_printed() -> None:
     for word in ("attention", "state is", "embedding lookups"):
         assert word not in plan_text(plan, 300)
         assert any(word in line for line in (*plan.assumptions, *plan.conventions))
-    assert len(plan.aside) == 7
+    assert len(plan.aside) == 8
 
 
 def test_decode_is_meant_where_no_phase_is_asked_for() -> None:

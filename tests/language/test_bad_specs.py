@@ -10,7 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tests.language.bad_blocks  # noqa: F401  (the second half of the table)
+import tests.language.bad_blocks
+import tests.language.bad_images  # noqa: F401  (more of the table)
 from compiler.errors import BlockgraphError, PhaseError, Problem, SpecError
 from compiler.language import model
 from compiler.language.load import shipped

@@ -106,3 +106,37 @@ def mixture(x: Array, weights: Array, chosen: Array, w: Array) -> Array:
     for b, t, k in np.ndindex(*chosen.shape):
         out[b, t] += weights[b, t, k] * (x[b, t].astype(np.float64) @ w[chosen[b, t, k]].astype(np.float64))
     return out
+
+
+def pads(n: int, size: int, stride: int, padding: Any, dilation: int = 1) -> tuple[int, int]:
+    """Zeros before and after for "same" (as many windows as strides begin), "valid", or a number on both sides."""
+    if isinstance(padding, int):
+        return padding, padding
+    missing = max((-(-n // stride) - 1) * stride + (size - 1) * dilation + 1 - n, 0) if padding == "same" else 0
+    return missing // 2, missing - missing // 2
+
+
+def patches(x: Array, size: int, stride: int, padding: Any, dilation: int = 1, fill: float = 0.0) -> Array:
+    """[b h w c] -> [b h' w' size size c]: what each window sees."""
+    sides = [pads(n, size, stride, padding, dilation) for n in x.shape[1:3]]
+    x = np.pad(x.astype(np.float64), [(0, 0), *sides, (0, 0)], constant_values=fill)
+    reach = (size - 1) * dilation + 1
+    h, w = ((n - reach) // stride + 1 for n in x.shape[1:3])
+    out = np.zeros((x.shape[0], h, w, size, size, x.shape[3]))
+    for i, j in np.ndindex(h, w):
+        y, z = i * stride, j * stride
+        out[:, i, j] = x[:, y : y + reach : dilation, z : z + reach : dilation]
+    return out
+
+
+def conv(x: Array, kernel: Array, stride: int = 1, padding: Any = "same", groups: int = 1, dilation: int = 1) -> Array:
+    """x [b h w c], kernel [k k c/groups out], groups one after the other in both c and out."""
+    seen = patches(x, kernel.shape[0], stride, padding, dilation)
+    parts = zip(np.split(seen, groups, -1), np.split(kernel.astype(np.float64), groups, -1), strict=True)
+    return np.concatenate([np.einsum("bhwijc,ijco->bhwo", a, k) for a, k in parts], -1)
+
+
+def pool(x: Array, kind: str, size: int, stride: int, padding: Any = "same") -> Array:
+    """x [b h w c]: windows that see no padding."""
+    seen = patches(x, size, stride, padding, fill=np.nan)
+    return (np.nanmean if kind == "mean" else np.nanmax)(seen, (3, 4))

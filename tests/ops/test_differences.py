@@ -39,12 +39,15 @@ graph:
 LAST = "  - {unembed: {tied: table, softcap: 4.0}}\n"
 BLOCKS = {
     "attention": ["attention: {position: rope, window: 3, softcap: 5.0, bias: true, qk_norm: {eps: 0.001}}"],
+    "conv": ["conv: {to: embed, kernel: 3, groups: 2, bias: true, over: seq}"],
     "embed": [],
     "gain": ["gain: {act: tanh}"],
     "layer_norm": ["layer_norm: {bias: true}"],
     "linear": ["linear: {to: embed, bias: true}"],
+    "merge": ["merge: {axes: embed, to: mlp}", "linear: {to: embed}"],
     "mlp": ["mlp: {gate: gelu_tanh, bias: true}"],
     "moe": ["moe: {gate: silu}"],
+    "pool": ["pool: {by: max, window: 3, stride: 1, over: seq}"],
     "rg_lru": ["linear: {to: rnn}", "rg_lru: {blocks: heads}", "linear: {to: embed}, name: back"],
     "rms_norm": ["rms_norm: {offset: 1.0}"],
     "scale": ["scale: 0.5"],

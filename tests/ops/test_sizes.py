@@ -65,4 +65,4 @@ def test_canonical_form() -> None:
     assert str(batch * seq * 2 + 1) == "2*batch*seq + 1"
     with pytest.raises(KeyError):
         seq.evaluate({"batch": 1})
-    assert set(FUNCTIONS) == {"floordiv", "min", "max", "block_pairs"}
+    assert set(FUNCTIONS) == {"floordiv", "min", "max", "block_pairs", "window_pairs"}
