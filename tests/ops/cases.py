@@ -11,6 +11,7 @@ from compiler.graph.sizes import Size
 from compiler.ops.attention import Attend
 from compiler.ops.elementwise import TABLE
 from compiler.ops.experts import Collect, Dispatch, ExpertDot, OneHot, PickExperts, Route
+from compiler.ops.frequencies import Yarn
 from compiler.ops.lookup import Put, ScatterAdd
 from compiler.ops.loss import Pick, Place, cross_entropy, masked_mean
 from compiler.ops.recurrence import Recur, ShortConv
@@ -194,11 +195,23 @@ def _recurrences() -> list[Case]:
                  {"x": "batch=2 seq=1 rnn=4", "kernel": "rnn=4 window=4", "tail": "batch=2 taps=3 rnn=4"},
                  _op(ShortConv("seq", "window", reverse)), lambda x, k, t, r=reverse: ref.short_conv(x, k, t, r)),
         ]  # fmt: skip
+    heads, at = {"x": "batch=2 seq=3 heads=2 head_dim=6", "p": "batch=2 seq=3:int32"}, {"p": [[0, 1, 2], [5, 900, 31]]}
     made += [
-        Case(f"rotate_{pairs}_{channels}", {"x": "batch=2 seq=3 heads=2 head_dim=6", "p": "batch=2 seq=3:int32"},
-             _op(Rotate("head_dim", 100.0, channels, pairs)),
-             lambda x, p, c=channels, k=pairs: ref.rotate(x, p, 100.0, c, k), {"p": [[0, 1, 2], [5, 900, 31]]})
-        for pairs in ("half", "interleaved") for channels in (6, 4)
+        Case(
+            f"rotate_{pairs}_{channels}",
+            heads,
+            _op(Rotate("head_dim", 100.0, channels, pairs)),
+            lambda x, p, c=channels, k=pairs: ref.rotate(x, p, [100.0 ** (-2 * i / c) for i in range(c // 2)], k),
+            at,
+        )
+        for pairs in ("half", "interleaved")
+        for channels in (6, 4)
+    ]
+    yarn = Yarn(factor=4.0, original=64.0, attention=1.5)  # of three pairs, a third is kept and a third stretched
+    made += [
+        Case(f"rotate_scaled_{pairs}", heads, _op(Rotate("head_dim", 100.0, 6, pairs, scaling=yarn)),
+             lambda x, p, k=pairs: ref.rotate(x, p, [1, 100 ** (-1 / 3) * 0.625, 100 ** (-2 / 3) / 4], k, 1.5), at)
+        for pairs in ("half", "interleaved")
     ]  # fmt: skip
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,15 +67,15 @@ def short_conv(x: Array, kernel: Array, tail: Array | None = None, reverse: bool
     return y[:, ::-1] if reverse else y
 
 
-def rotate(x: Array, positions: Array, theta: float, channels: int, pairs: str) -> Array:
-    """x [b t h d], positions [b t]."""
+def rotate(x: Array, positions: Array, frequencies: Sequence[float], pairs: str, magnitude: float = 1.0) -> Array:
+    """x [b t h d], positions [b t]; radians a position for each pair."""
     out = x.astype(np.float64).copy()
-    half = channels // 2
-    for i in range(half):
-        angle = (positions.astype(np.float64) * theta ** (-2 * i / channels))[..., None]
+    half = len(frequencies)
+    for i, frequency in enumerate(frequencies):
+        angle = (positions.astype(np.float64) * frequency)[..., None]
         a, b = (i, i + half) if pairs == "half" else (2 * i, 2 * i + 1)
-        out[..., a] = x[..., a] * np.cos(angle) - x[..., b] * np.sin(angle)
-        out[..., b] = x[..., b] * np.cos(angle) + x[..., a] * np.sin(angle)
+        out[..., a] = (x[..., a] * np.cos(angle) - x[..., b] * np.sin(angle)) * magnitude
+        out[..., b] = (x[..., b] * np.cos(angle) + x[..., a] * np.sin(angle)) * magnitude
     return out
 
 
