@@ -17,7 +17,7 @@ FIXTURES = HERE / "fixtures" / "hf"
 SPECS = {
     "gemma": "gemma-2b", "gemma2": "gemma2-9b", "recurrent_gemma": "recurrentgemma-2b", "mixtral": "mixtral-8x7b",
     "llama_tied": "smollm2-135m", "llama": "llama", "llama_sharded": "llama", "mistral": "mistral", "qwen2": "qwen2",
-    "qwen3": "qwen3", "gpt_neox": "gpt_neox",
+    "qwen3": "qwen3", "gpt_neox": "gpt_neox", "llama3": "llama3", "qwen2_yarn": "qwen2_yarn",
 }  # fmt: skip
 CASES = tuple(c for c in SPECS if c != "llama_sharded")
 
@@ -60,7 +60,7 @@ def overrides(case: str) -> dict[str, Any]:
                             "window": c.get("attention_window_size"), "logit_cap": c.get("logits_soft_cap")},
         "mixtral": {"experts": c.get("num_local_experts"), "active": c.get("num_experts_per_tok"), "theta": theta},
         "mistral": {"window": c.get("sliding_window"), "theta": theta},
-        **{key: {"theta": theta} for key in ("llama", "llama_sharded", "llama_tied", "qwen2", "qwen3", "gpt_neox")},
+        **{key: {"theta": theta} for key in SPECS if key not in ("gemma2", "recurrent_gemma", "mixtral", "mistral", "gemma")},
     }  # fmt: skip
     found.update(more.get(case, {}))
     if case == "recurrent_gemma":
