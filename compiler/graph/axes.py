@@ -28,4 +28,5 @@ LEGEND: dict[str, str] = {
     "rnn": "width of a recurrence",
     "blocks": "blocks of a block-diagonal matrix",
     "window": "taps of a short convolution",
+    "positions": "rows of a table of absolute positions",
 }

@@ -20,6 +20,7 @@ from compiler.lower import (  # noqa: F401  (register)
     recurrence,
     rotate,
     rows,
+    sinusoid,
     state,
 )
 from compiler.lower.registry import LOWERINGS, Context, StackSlot, lowers, read

@@ -15,5 +15,6 @@ from compiler.ops import (  # noqa: F401
     rotate,
     rows,
     shape,
+    sinusoid,
     state,
 )

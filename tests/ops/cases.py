@@ -207,6 +207,17 @@ def _recurrences() -> list[Case]:
         for pairs in ("half", "interleaved")
         for channels in (6, 4)
     ]
+    waves = 10.0 ** np.array([0, -0.5]) * np.array([[0], [1], [900]])  # a position and a pair
+    made += [
+        Case(
+            f"sinusoid_{pairs}",
+            {"x": "batch=1 seq=3 embed=4", "p": "batch=1 seq=3:int32"},
+            lambda b, x, p, k=pairs: b.mul(x, b.sinusoid(p, "embed", 4, theta=10.0, pairs=k)),
+            lambda x, p, o=order: x * np.concatenate([np.sin(waves), np.cos(waves)], 1)[:, o],
+            {"p": [[0, 1, 900]]},
+        )
+        for pairs, order in (("half", [0, 1, 2, 3]), ("interleaved", [0, 2, 1, 3]))
+    ]
     yarn = Yarn(factor=4.0, original=64.0, attention=1.5)  # of three pairs, a third is kept and a third stretched
     made += [
         Case(f"rotate_scaled_{pairs}", heads, _op(Rotate("head_dim", 100.0, 6, pairs, scaling=yarn)),
