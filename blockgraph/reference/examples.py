@@ -18,6 +18,7 @@ NODES: dict[str, str] = {
     "linear": "linear: {to: mlp, bias: true}",
     "mlp": "mlp: {gate: gelu_tanh}",
     "moe": "moe: {gate: silu}",
+    "position_table": "position_table: 512",
     "scale": "scale: embed ** -0.5",
     "short_conv": "short_conv: {width: 4, bias: true}",
     "softcap": "softcap: 30",
