@@ -17,7 +17,8 @@ FIXTURES = HERE / "fixtures" / "hf"
 SPECS = {
     "gemma": "gemma-2b", "gemma2": "gemma2-9b", "recurrent_gemma": "recurrentgemma-2b", "mixtral": "mixtral-8x7b",
     "llama_tied": "smollm2-135m", "llama": "llama", "llama_sharded": "llama", "mistral": "mistral", "qwen2": "qwen2",
-    "qwen3": "qwen3", "gpt_neox": "gpt_neox",
+    "qwen3": "qwen3", "gpt_neox": "gpt_neox", "llama3": "llama3", "qwen2_yarn": "qwen2_yarn",
+    "gpt2": "gpt2",
 }  # fmt: skip
 CASES = tuple(c for c in SPECS if c != "llama_sharded")
 
@@ -45,22 +46,28 @@ class Case:
 def overrides(case: str) -> dict[str, Any]:
     """Sizes from config.json under the spec's names."""
     c = json.loads((FIXTURES / case / "config.json").read_text())
+
+    def first(*names: str) -> Any:
+        return next((c[n] for n in names if c.get(n) is not None), None)
+
+    width, heads = first("hidden_size", "n_embd"), first("num_attention_heads", "n_head")
     found = {
-        "dtype": "float32", "vocab": c["vocab_size"], "embed": c["hidden_size"], "heads": c["num_attention_heads"],
-        "kv_heads": c.get("num_key_value_heads", c["num_attention_heads"]), "mlp": c["intermediate_size"],
-        "layers": c["num_hidden_layers"],
-        "head_dim": c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
+        "dtype": "float32", "vocab": c["vocab_size"], "embed": width, "heads": heads,
+        "kv_heads": c.get("num_key_value_heads", heads), "mlp": first("intermediate_size", "n_inner") or 4 * width,
+        "layers": first("num_hidden_layers", "n_layer"), "head_dim": c.get("head_dim") or width // heads,
     }  # fmt: skip
     theta = c["rope_parameters"]["rope_theta"] if "rope_parameters" in c else None
+    with_theta = ("llama", "llama_sharded", "llama_tied", "llama3", "qwen2", "qwen2_yarn", "qwen3", "gpt_neox")
     more: dict[str, dict[str, Any]] = {
         "gemma2": {"window": c.get("sliding_window"), "attention_cap": c.get("attn_logit_softcapping"),
                    "logit_cap": c.get("final_logit_softcapping"),
                    "query_scale": c.get("query_pre_attn_scalar", 1) ** -0.5},
-        "recurrent_gemma": {"rnn": c.get("lru_width"), "mlp": c["intermediate_size"] // 2,
+        "recurrent_gemma": {"rnn": c.get("lru_width"), "mlp": found["mlp"] // 2,
                             "window": c.get("attention_window_size"), "logit_cap": c.get("logits_soft_cap")},
         "mixtral": {"experts": c.get("num_local_experts"), "active": c.get("num_experts_per_tok"), "theta": theta},
         "mistral": {"window": c.get("sliding_window"), "theta": theta},
-        **{key: {"theta": theta} for key in ("llama", "llama_sharded", "llama_tied", "qwen2", "qwen3", "gpt_neox")},
+        "gpt2": {"context": c.get("n_positions")},
+        **{key: {"theta": theta} for key in with_theta},
     }  # fmt: skip
     found.update(more.get(case, {}))
     if case == "recurrent_gemma":

@@ -11,6 +11,7 @@ from compiler.graph.sizes import Size
 from compiler.graph.types import TensorType
 from compiler.ops.conv import GROUPS, Conv
 from compiler.ops.elementwise import ACTIVATIONS, Map
+from compiler.ops.frequencies import NONE
 from compiler.ops.pool import Pool
 from compiler.ops.rotate import Rotate
 from compiler.ops.shape import Reduce
@@ -128,7 +129,8 @@ def _options(item: Item) -> list[str]:
             size = int(node.operands[0].type.size(node.op.axis).constant)
             part = "" if node.op.channels == size else f" {node.op.channels:,} of {size:,}"
             pairs = "" if node.op.pairs == "half" else f" {node.op.pairs}"
-            found.append(f"rotary{part}{pairs}")
+            scaling = "" if node.op.scaling == NONE else f" {node.op.scaling}"
+            found.append(f"rotary{part}{pairs}{scaling}")
     return list(dict.fromkeys(found))
 
 

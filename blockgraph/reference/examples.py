@@ -22,6 +22,7 @@ NODES: dict[str, str] = {
     "mlp": "mlp: {gate: gelu_tanh}",
     "moe": "moe: {gate: silu}",
     "pool": "pool: {by: max, window: 3, stride: 2}",
+    "position_table": "position_table: 512",
     "scale": "scale: embed ** -0.5",
     "short_conv": "short_conv: {width: 4, bias: true}",
     "softcap": "softcap: 30",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import model_validator
-from pydantic_core import PydanticCustomError
 
+from compiler.blocks.position import Place, Position, Way
 from compiler.errors import nearest
 from compiler.graph.ir import Value
 from compiler.graph.sizes import Size
@@ -18,39 +18,13 @@ from compiler.language.fields import (
     Dim,
     Epsilon,
     Flag,
-    Fraction,
     Number,
     OptionalCount,
     OptionalNumber,
     OptionalPositive,
-    Positive,
     Word,
 )
 from compiler.language.scope import Fault, divisors
-
-
-class Rope(Args):
-    """Rotary positions: ``fraction`` of the channels; ``pairs`` half-split or interleaved (arXiv:2104.09864)."""
-
-    theta: Positive = 10_000.0
-    fraction: Fraction = 1.0
-    pairs: Annotated[Literal["half", "interleaved"], Word] = "half"
-
-
-class Position(Args):
-    """How attention knows positions."""
-
-    rope: Rope | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _word(cls, raw: Any) -> Any:
-        if isinstance(raw, str):
-            if raw == "rope":
-                return {"rope": {}}
-            raise PydanticCustomError("unknown-word", "no position encoding is called {found}", {
-                "found": raw, "allowed": ["rope"], "suggestion": nearest(raw, ["rope"])})  # fmt: skip
-        return raw
 
 
 class Biases(Args):
@@ -88,7 +62,7 @@ class Attention(Block):
     head_dim: Annotated[Count, Dim("head_dim")]
     causal: Flag = True
     window: OptionalCount = None
-    position: Position | None = None
+    position: Annotated[Position | None, Word] = None
     scale: OptionalNumber = None  # default: head_dim ** -0.5
     softcap: OptionalPositive = None
     bias: Biases = Biases()
@@ -113,10 +87,8 @@ class Attention(Block):
         v = env.linear(source, "value", kv, bias=self.bias.value)
         if self.qk_norm is not None:
             q, k = _qk_norm(env, q, "query_norm", self.qk_norm), _qk_norm(env, k, "key_norm", self.qk_norm)
-        if self.position is not None and self.position.rope is not None:
-            r = self.position.rope
-            q = b.rotate(q, b.positions(x, self.over), theta=r.theta, fraction=r.fraction, pairs=r.pairs)
-            k = b.rotate(k, b.positions(source, keys), theta=r.theta, fraction=r.fraction, pairs=r.pairs)
+        way = self.position.way if self.position else Way()
+        q, k = way.located(Place(env, x, source, self.over, keys), q, k)
         causal = self.causal and context is None
         lengths = None if causal else env.lengths(keys)
         if lengths is not None and source.type.size(keys) != Size.symbol(keys):

@@ -1,3 +1,15 @@
 """Imports every block kind, so that the registry is whole. A new kind is one file and one line here."""
 
-from compiler.blocks import attention, conv, embed, linear, mlp, moe, norm, recurrent, simple, unembed  # noqa: F401
+from compiler.blocks import (  # noqa: F401
+    absolute,
+    attention,
+    conv,
+    embed,
+    linear,
+    mlp,
+    moe,
+    norm,
+    recurrent,
+    simple,
+    unembed,
+)

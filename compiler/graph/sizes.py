@@ -31,21 +31,24 @@ SizeLike = Union["Size", int, float]
 
 
 def _block_pairs(
-    queries: Any, keys: Any, query_block: Any, key_block: Any, window: Any, causal: Any, offset: Any = 0
+    queries: Any, keys: Any, query_block: Any, key_block: Any, window: Any, causal: Any, offset: Any = 0, chunk: Any = 0
 ) -> Any:
-    """Number of (query block, key block) pairs that a causal and/or windowed mask leaves; arrays broadcast.
-    ``offset``: positions by which the keys lie before the queries."""
+    """Number of (query block, key block) pairs that a causal and/or windowed mask leaves, and one by chunks; arrays
+    broadcast. ``offset``: positions by which the keys lie before the queries."""
 
-    def one(q: float, k: float, bq: float, bk: float, w: float, c: float, behind: float) -> int:
+    def one(q: float, k: float, bq: float, bk: float, w: float, c: float, behind: float, apart: float) -> int:
         nq, nk = -(-int(q) // int(bq)), -(-int(k) // int(bk))
         first = np.arange(nq) * int(bq) + int(behind)
         last = np.minimum(first + int(bq), int(q) + int(behind)) - 1
         ahead = 0 if c else int(w) - 1 if w else int(k)  # how far a query sees beyond itself
         upper = np.minimum((last + ahead) // int(bk) + 1, nk)
         lower = np.maximum(first - int(w) + 1, 0) // int(bk) if w else np.zeros(nq, int)
+        if apart:
+            lower = np.maximum(lower, first // int(apart) * int(apart) // int(bk))
+            upper = np.minimum(upper, ((last // int(apart) + 1) * int(apart) - 1) // int(bk) + 1)
         return int(np.maximum(upper - lower, 0).sum())
 
-    result = np.vectorize(one, otypes=[float])(queries, keys, query_block, key_block, window, causal, offset)
+    result = np.vectorize(one, otypes=[float])(queries, keys, query_block, key_block, window, causal, offset, chunk)
     return int(result) if np.ndim(result) == 0 else result
 
 

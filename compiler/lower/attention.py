@@ -17,10 +17,21 @@ import numpy as np
 
 from compiler.graph.ir import Node
 from compiler.lower.basic import align
+from compiler.lower.bias import Laid, Reader, Tile, reader
 from compiler.lower.registry import Array, Context, lowers
-from compiler.ops.attention import BLOCK, Attend, AttendGradient, _Attention
+from compiler.ops.attention import BLOCK, Attend, _Attention
 
 NEGATIVE = -1e30  # below any score; finite, so that a fully masked row gives 0 and not NaN
+
+
+@dataclass
+class Keys:
+    """Some keys and values with their positions; ``first``: the first one's place in the call, or its slot."""
+
+    k: Array
+    v: Array
+    positions: Array
+    first: Any
 
 
 @dataclass
@@ -30,6 +41,8 @@ class Source:
     k: Array
     v: Array
     positions: Array | None = None  # None: this call's own keys, aligned with the queries
+    first: Any = 0  # of a cache: its first slot here,
+    around: int | None = None  # and how many slots there are
 
     @property
     def size(self) -> int:
@@ -43,12 +56,14 @@ class Source:
     def own(self) -> bool:
         return self.positions is None
 
-    def tiles(self, block: int) -> Callable[[Array], tuple[Array, Array, Array]]:
-        """A function that gives ``block`` keys from a place on: keys, values and positions, -1 past the end."""
-        k, v = _padded(self.k, 2, block), _padded(self.v, 2, block)
+    def tiles(self, block: int) -> Callable[[Array], Keys]:
+        """A function that gives ``block`` keys from a place on, their positions -1 past the end."""
+        k, v = padded(self.k, 2, block), padded(self.v, 2, block)
         positions = jnp.arange(self.size) if self.positions is None else self.positions
-        positions = _padded(positions, positions.ndim - 1, block, -1)
-        return lambda at: (_cut(k, at, block, 2), _cut(v, at, block, 2), _cut(positions, at, block, -1))
+        positions = padded(positions, positions.ndim - 1, block, -1)
+        return lambda at: Keys(
+            _cut(k, at, block, 2), _cut(v, at, block, 2), _cut(positions, at, block, -1), self.first + at
+        )
 
 
 class Tiled(Protocol):
@@ -60,7 +75,9 @@ class Tiled(Protocol):
     def width(self) -> int: ...
     @property
     def own(self) -> bool: ...
-    def tiles(self, block: int) -> Callable[[Array], tuple[Array, Array, Array]]: ...
+    @property
+    def around(self) -> int | None: ...
+    def tiles(self, block: int) -> Callable[[Array], Keys]: ...
 
 
 def laid_out(op: _Attention, node: Node, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array, tuple[str, ...]]:
@@ -91,45 +108,66 @@ def scores_of(op: _Attention, q: Array, k: Array, precision: Any, product: str =
     return jnp.tanh(s / op.softcap) * op.softcap if op.softcap else s
 
 
-def sees(op: _Attention, qp: Array, kp: Array) -> Array:
-    """True where a query [.., t] sees a key [.., s]: [.., t, s]."""
-    gap = qp[..., :, None] - kp[..., None, :]
-    seen = kp[..., None, :] >= 0
-    if op.causal:
-        seen = seen & (gap >= 0)
-    if op.window:
-        seen = seen & (gap < op.window)
-        seen = seen if op.causal else seen & (gap > -op.window)
-    return seen
+@dataclass(frozen=True)
+class Rows:
+    """What attention knows of each row [b]: the position of its first query (0 where there is no cache), where its
+    prefix and its keys end; and what is added to the scores."""
+
+    start: Array | None = None
+    prefix: Array | None = None
+    lengths: Array | None = None
+    bias: Reader | None = None
+
+    def own(self, op: _Attention, index: Array) -> Array:
+        """Where entries of this call lie: [n] counted from its first where only distances matter, else [b, n]."""
+        fixed = self.start is None or (op.chunk is None and self.prefix is None)
+        return index if fixed else self.start[:, None] + index  # type: ignore[index]
+
+    def past(self, index: Array) -> Array:
+        """Where this call's queries lie, beside a cache [b, n]."""
+        assert self.start is not None
+        return self.start[:, None] + index
+
+    def sees(self, op: _Attention, qp: Array, kp: Array) -> Array:
+        """True where a query [.., t] sees a key [.., s]: [b or 1, 1, 1, t, s]."""
+        gap = qp[..., :, None] - kp[..., None, :]
+        seen = gap >= 0 if op.causal else jnp.full_like(gap, True, bool)
+        if self.prefix is not None:
+            seen = seen | (kp[..., None, :] < self.prefix[:, None, None])
+        if op.window:
+            seen = seen & (gap < op.window)
+            seen = seen if op.causal else seen & (gap > -op.window)
+        if op.chunk:
+            seen = seen & (qp[..., :, None] // op.chunk == kp[..., None, :] // op.chunk)
+        return by_row(seen & (kp[..., None, :] >= 0))
+
+    def sees_own(self, op: _Attention, queries: Array, keys: Array) -> Array:
+        """The same of this call's own keys, by places in it; -1 for none."""
+        at = jnp.where(keys >= 0, self.own(op, keys), -1)
+        seen = self.sees(op, self.own(op, op.offset + queries), at)
+        return seen if self.lengths is None else seen & by_row((keys < self.lengths[:, None])[:, None])
+
+    def biased(self, scores: Array, tile: Tile) -> Array:
+        return scores if self.bias is None else scores + self.bias.added(tile)
 
 
-def bias(mask: Array) -> Array:
-    """[t, s] or [b, t, s] to [b|1, 1, 1, t, s]."""
+def by_row(mask: Array) -> Array:
+    """[t, s] or [b, t, s] to [b or 1, 1, 1, t, s]."""
     return mask[None, None, None] if mask.ndim == 2 else mask[:, None, None]
 
 
-def plain(
-    op: _Attention,
-    q: Array,
-    sources: list[Source],
-    start: Array | None,
-    lengths: Array | None,
-    precision: Any,
-) -> tuple[Array, Array]:
+def plain(op: _Attention, q: Array, sources: list[Source], rows: Rows, precision: Any) -> tuple[Array, Array]:
     """Output [b, t, kv, group, d] in float32 and log-sums [b, t, kv, group]."""
     t = q.shape[1]
     scored = []
     for source in sources:
         scores = scores_of(op, q, source.k, precision)
         if source.positions is None:
-            keys = jnp.arange(source.k.shape[2])
-            mask = sees(op, op.offset + jnp.arange(t), keys)
-            if lengths is not None:
-                mask = mask & (keys < lengths[:, None])[:, None]
+            mask, gap = rows.sees_own(op, jnp.arange(t), jnp.arange(source.size)), op.offset
         else:
-            assert start is not None
-            mask = sees(op, start[:, None] + jnp.arange(t), source.positions)
-        scored.append((jnp.where(bias(mask), scores, NEGATIVE), bias(mask)))
+            mask, gap = rows.sees(op, rows.past(jnp.arange(t)), source.positions), rows.start - source.first
+        scores = rows.biased(scores, Tile(t, source.size, gap, 0, source.first, source.around))
+        scored.append((jnp.where(mask, scores, NEGATIVE), mask))
     weights, sums = softmax(scored)
     out = jnp.zeros((), jnp.float32)
     for w, source in zip(weights, sources, strict=True):
@@ -154,23 +192,28 @@ def weighted(w: Array, v: Array, precision: Any) -> Array:
     )
 
 
-def pairs(op: _Attention, t: int, s: int, aligned: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The (query block, key block) pairs that the mask leaves; agrees with sizes.block_pairs."""
+def pairs(op: _Attention, t: int, s: int, aligned: bool, chunk: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The (query block, key block) pairs that the mask leaves; agrees with sizes.block_pairs. ``chunk``: the op's,
+    where the first query begins one."""
     nq, nk = -(-t // BLOCK), -(-s // BLOCK)
     found = []
     for i in range(nq):
         first, last = i * BLOCK, min((i + 1) * BLOCK, t) - 1
         if aligned:
             first, last = first + op.offset, last + op.offset
-        ahead = 0 if op.causal else op.window - 1 if op.window else s  # how far a query sees beyond itself
+        causal = op.causal and not op.prefix
+        ahead = 0 if causal else op.window - 1 if op.window else s  # how far a query sees beyond itself
         upper = min((last + ahead) // BLOCK + 1, nk) if aligned else nk
         lower = max(first - op.window + 1, 0) // BLOCK if aligned and op.window else 0
+        if chunk and aligned:
+            lower = max(lower, first // chunk * chunk // BLOCK)
+            upper = min(upper, ((last // chunk + 1) * chunk - 1) // BLOCK + 1)
         found += [(i, j) for j in range(lower, upper)]
     grid = np.array(found, np.int32).reshape(-1, 2)
     return grid[:, 0], grid[:, 1]
 
 
-def _padded(x: Array, axis: int, block: int, value: int = 0) -> Array:
+def padded(x: Array, axis: int, block: int, value: int = 0) -> Array:
     extra = -x.shape[axis] % block
     return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)], constant_values=value) if extra else x
 
@@ -183,32 +226,28 @@ def blocked(
     op: _Attention,
     q: Array,
     sources: Sequence[Tiled],
-    start: Array | None,
-    lengths: Array | None,
+    rows: Rows,
     precision: Any,
 ) -> tuple[Array, Array]:
     """As ``plain``, tile by tile: memory grows with the length, not with its square."""
     t = q.shape[1]
-    q = _padded(q, 1, BLOCK)
+    q = padded(q, 1, BLOCK)
     carry = nothing(q, sources[0].width)
     for source in sources:
-        i, j = pairs(op, t, source.size, source.own)
+        i, j = pairs(op, t, source.size, source.own, op.chunk if rows.start is None else None)
         read = source.tiles(BLOCK)
 
-        def tile(carry: Carry, ij: Any, own: bool = source.own, read: Any = read) -> tuple[Carry, None]:
+        def tile(carry: Carry, ij: Any, source: Tiled = source, read: Any = read) -> tuple[Carry, None]:
             qi = ij[0] * BLOCK
-            k, v, keys = read(ij[1] * BLOCK)
+            keys = read(ij[1] * BLOCK)
             queries = qi + jnp.arange(BLOCK)
-            if own:
-                queries = op.offset + queries
+            if source.own:
+                mask, gap = rows.sees_own(op, queries, keys.positions), op.offset + qi - keys.first
             else:
-                assert start is not None
-                queries = start[:, None] + queries
-            mask = sees(op, queries, keys)
-            if own and lengths is not None:
-                mask = mask & (keys < lengths[:, None])[:, None]
+                mask, gap = rows.sees(op, rows.past(queries), keys.positions), rows.start + qi - keys.first
             mine = tuple(_cut(x, qi, BLOCK, 1) for x in carry)
-            folded = fold(op, mine, _cut(q, qi, BLOCK, 1), k, v, bias(mask), precision)
+            at = Tile(BLOCK, keys.k.shape[2], gap, qi, keys.first, source.around)
+            folded = fold(op, mine, _cut(q, qi, BLOCK, 1), keys, mask, rows, at, precision)
             put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, qi, 1)  # noqa: E731
             return tuple(put(x, y) for x, y in zip(carry, folded, strict=True)), None
 
@@ -228,10 +267,13 @@ def nothing(q: Array, width: int) -> Carry:
     return jnp.full(shape, NEGATIVE, jnp.float32), jnp.zeros(shape), jnp.zeros((*shape, width))
 
 
-def fold(op: _Attention, carry: Carry, q: Array, k: Array, v: Array, mask: Array, precision: Any) -> Carry:
+def fold(
+    op: _Attention, carry: Carry, q: Array, keys: Keys | Source, mask: Array, rows: Rows, at: Tile, precision: Any
+) -> Carry:
     """The carry with the keys of one tile taken in."""
     top, total, acc = carry
-    scores = jnp.where(mask, scores_of(op, q, k, precision), NEGATIVE)
+    v = keys.v
+    scores = jnp.where(mask, rows.biased(scores_of(op, q, keys.k, precision), at), NEGATIVE)
     old = jnp.moveaxis(top, 1, 3)
     new = jnp.maximum(old, jnp.max(scores, -1))
     weights = jnp.where(mask, jnp.exp(scores - new[..., None]), 0.0)
@@ -252,96 +294,43 @@ def finish(carry: Carry) -> tuple[Array, Array]:
 IMPLEMENTATIONS = {"plain": plain, "blocked": blocked}
 
 
-def _rows(value: Sequence[Any], lengths: Array | None, batch: tuple[str, ...], q: Array, node: Node) -> Array | None:
-    """The lengths of the rows [b] into which the batch axes were folded."""
-    if lengths is None:
+def rows_of(
+    ctx: Context, node: Node, rest: Sequence[Array], first: int, batch: tuple[str, ...], ql: Array, kl: Array, q: Array,
+    start: Array | None = None,
+) -> Rows:  # fmt: skip
+    """The operands behind the usual ones, the ``first`` of all, by the rows [b] into which batch axes were folded."""
+    op: Any = node.op
+    values = node.operands[first:]
+    sizes = tuple(q.shape[node.operands[0].axes.index(a)] for a in batch)
+
+    def row(name: str) -> Array | None:
+        x, value = op.given(rest).get(name), op.given(values).get(name)
+        if x is None or value is None:
+            return None
+        return jnp.broadcast_to(align(x, value.axes, batch), sizes).reshape(-1)
+
+    tiles = op.implementation == "blocked"
+    block = BLOCK if tiles else max(ql.shape[1], kl.shape[2])
+    precision = ctx.precision(jnp.float32 if q.dtype == jnp.float32 else q.dtype)
+    at = Laid(batch, sizes, ql.shape[2], ql.shape[3], block, precision, start is not None and not tiles)
+    arrays = [*ctx.factors(*rest[: len(op.bias.operands)]), *rest[len(op.bias.operands) :]] if op.bias else rest
+    return Rows(start, row("prefix"), row("lengths"), reader(op, values, arrays, at))
+
+
+def unfinished(rows: Rows, queries: int) -> Array | None:
+    """Rows [b, 1, 1, 1, 1] in whose prefix this call ends: what they give is not what the whole would."""
+    if rows.prefix is None:
         return None
-    sizes = [q.shape[node.operands[0].axes.index(a)] for a in batch]
-    return jnp.broadcast_to(align(lengths, value[0].axes, batch), sizes).reshape(-1)
+    start = 0 if rows.start is None else rows.start
+    return ((start < rows.prefix) & (rows.prefix > start + queries))[:, None, None, None, None]
 
 
 @lowers(Attend)
-def _attend(ctx: Context, node: Node, q: Array, k: Array, v: Array, lengths: Array | None = None) -> tuple[Array, ...]:
+def _attend(ctx: Context, node: Node, q: Array, k: Array, v: Array, *rest: Array) -> tuple[Array, ...]:
     op: Any = node.op
     ql, kl, vl, batch = laid_out(op, node, *ctx.factors(q, k, v))
-    lengths = _rows(node.operands[3:], lengths, batch, q, node)
-    out, sums = IMPLEMENTATIONS[op.implementation](op, ql, [Source(kl, vl)], None, lengths, ctx.precision(q.dtype))
+    rows = rows_of(ctx, node, rest, 3, batch, ql, kl, q)
+    out, sums = IMPLEMENTATIONS[op.implementation](op, ql, [Source(kl, vl)], rows, ctx.precision(q.dtype))
+    broken = unfinished(rows, ql.shape[1])
+    out = out if broken is None else jnp.where(broken, jnp.nan, out)
     return back(op, node, out.astype(q.dtype), batch, q), back(op, node, sums, batch, q)
-
-
-@lowers(AttendGradient)
-def _attend_gradient(
-    ctx: Context,
-    node: Node,
-    q: Array,
-    k: Array,
-    v: Array,
-    out: Array,
-    sums: Array,
-    g: Array,
-    lengths: Array | None = None,
-) -> tuple[Array, ...]:
-    """The usual way back: p again from the log-sums; dv = p^T g; ds = p (g v^T - sum(g out)); dq, dk from ds."""
-    op: Any = node.op
-    ql, kl, vl, batch = laid_out(op, node, *ctx.factors(q, k, v))
-    lengths = _rows(node.operands[6:], lengths, batch, q, node)
-    b, t, kv, group, _ = ql.shape
-
-    def rows(x: Array, axes: tuple[str, ...], last: tuple[str, ...]) -> Array:
-        return align(x, axes, (*batch, op.queries, op.heads, *last)).reshape(
-            b, t, kv, group, *([x.shape[-1]] if last else [])
-        )
-
-    gl = rows(g, node.operands[5].axes, (node.operands[5].axes[-1],)).astype(jnp.float32)
-    ol = rows(out, node.operands[3].axes, (node.operands[3].axes[-1],)).astype(jnp.float32)
-    sl = rows(sums, node.operands[4].axes, ())
-    delta = jnp.sum(gl * ol, -1)
-    precision = ctx.precision(jnp.float32 if q.dtype == jnp.float32 else q.dtype)
-    n = kl.shape[2]
-    block = BLOCK if op.implementation == "blocked" else max(t, n)
-    qp, gp, sp, dp = (_padded(x, 1, block) for x in (ql, gl, sl, delta))
-    kp, vp = _padded(kl, 2, block), _padded(vl, 2, block)
-    if block == BLOCK:
-        i, j = pairs(op, t, n, True)
-    else:
-        i = j = np.zeros(1, np.int32)
-    q32, k32, v32 = (x.astype(jnp.float32) for x in (qp, kp, vp))
-
-    def tile(carry: Any, ij: Any) -> tuple[Any, None]:
-        dq, dk, dv = carry
-        qi, kj = ij[0] * block, ij[1] * block
-        cut = lambda x, at, axis=1: jax.lax.dynamic_slice_in_dim(x, at, block, axis)  # noqa: E731
-        qb, kb, vb, gb = cut(q32, qi), cut(k32, kj, 2), cut(v32, kj, 2), cut(gp, qi)
-        scores = scores_of(op, cut(qp, qi), cut(kp, kj, 2), precision)
-        steps = jnp.arange(block)
-        keys = kj + steps
-        mask = sees(op, op.offset + qi + steps, jnp.where(keys < n, keys, -1)) & (qi + steps < t)[:, None]
-        if lengths is not None:
-            mask = mask & (keys < lengths[:, None])[:, None]
-        p = jnp.where(bias(mask), jnp.exp(scores - jnp.moveaxis(cut(sp, qi), 1, 3)[..., None]), 0.0)
-        dots: Any = {"precision": precision, "preferred_element_type": jnp.float32}
-        dpb = jnp.einsum("btkgd,bksd->bkgts", gb, vb, **dots)
-        ds = p * (dpb - jnp.moveaxis(cut(dp, qi), 1, 3)[..., None])
-        if op.softcap:
-            ds = ds * (1.0 - jnp.square(scores / op.softcap))
-        ds = ds * op.scale
-        add = lambda x, y, at, axis=1: jax.lax.dynamic_update_slice_in_dim(x, cut(x, at, axis) + y, at, axis)  # noqa: E731
-        dv = add(dv, jnp.einsum("bkgts,btkgd->bksd", p, gb, **dots), kj, 2)
-        dq = add(dq, jnp.einsum("bkgts,bksd->btkgd", ds, kb, **dots), qi)
-        dk = add(dk, jnp.einsum("bkgts,btkgd->bksd", ds, qb, **dots), kj, 2)
-        return (dq, dk, dv), None
-
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (qp, kp, vp))
-    (dq, dk, dv), _ = jax.lax.scan(tile, zeros, (jnp.asarray(i), jnp.asarray(j)))
-    sizes = [q.shape[node.operands[0].axes.index(a)] for a in batch]
-    dq = dq[:, :t].reshape(*sizes, t, kv * group, -1)
-    dk, dv = (x[:, :, :n].reshape(*sizes, kv, n, x.shape[-1]) for x in (dk, dv))
-    axes = (
-        (*batch, op.queries, op.heads, op.dim),
-        (*batch, op.kv_heads, op.keys, op.dim),
-        (*batch, op.kv_heads, op.keys, node.operands[2].axes[-1]),
-    )
-    return tuple(
-        align(x, own, like.axes).astype(like.type.dtype)
-        for x, own, like in zip((dq, dk, dv), axes, node.operands, strict=False)
-    )

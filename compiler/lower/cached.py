@@ -14,19 +14,22 @@ from compiler.lower import attention
 from compiler.lower.attention import (
     NEGATIVE,
     Carry,
+    Keys,
+    Rows,
     Source,
     back,
-    bias,
     finish,
     fold,
     laid_out,
     nothing,
+    rows_of,
     scores_of,
-    sees,
     softmax,
+    unfinished,
     weighted,
 )
 from compiler.lower.basic import align
+from compiler.lower.bias import Tile
 from compiler.lower.registry import Array, Context, StackSlot, lowers, read
 from compiler.ops.attention import AttendCached, _Attention
 from compiler.ops.state import slots_of, slots_together
@@ -99,39 +102,47 @@ class Stored:
     def width(self) -> int:
         return self.values.inner[1]
 
-    def tiles(self, block: int) -> Callable[[Array], tuple[Array, Array, Array]]:
+    @property
+    def around(self) -> int:
+        return self.keys.slots
+
+    def tiles(self, block: int) -> Callable[[Array], Keys]:
         tile = min(block, self.size)
 
-        def cut(at: Array) -> tuple[Array, Array, Array]:
+        def cut(at: Array) -> Keys:
             first = jnp.minimum(at, self.size - tile)  # the last tile may lie over the one before
             index = first + jnp.arange(tile)
             held = jnp.where(index >= at, slot_positions(self.start, index, self.size), -1)
-            return self.keys.read(first, self.dtype, tile), self.values.read(first, self.dtype, tile), held
+            k, v = self.keys.read(first, self.dtype, tile), self.values.read(first, self.dtype, tile)
+            return Keys(k, v, held, first)
 
         return cut
 
 
 def streamed(
-    op: _Attention, q: Array, keys: Cached, values: Cached, own: Source, start: Array, precision: Any
+    op: _Attention, q: Array, keys: Cached, values: Cached, own: Source, rows: Rows, precision: Any
 ) -> tuple[Array, Array]:
     """Few queries over a long cache that is read tile by tile where it lies, without a copy of a layer's slice."""
-    queries, read = start[:, None] + jnp.arange(q.shape[1]), Stored(keys, values, start, own.k.dtype).tiles(keys.tile)
+    start: Any = rows.start
+    t, mine = q.shape[1], jnp.arange(q.shape[1])
+    queries, read = rows.past(mine), Stored(keys, values, start, own.k.dtype).tiles(keys.tile)
 
     def tile(j: Array, carry: Carry) -> Carry:
-        k, v, held = read(j * keys.tile)
-        return fold(op, carry, q, k, v, bias(sees(op, queries, held)), precision)
+        some = read(j * keys.tile)
+        at = Tile(t, keys.tile, start - some.first, 0, some.first, keys.slots)
+        return fold(op, carry, q, some, rows.sees(op, queries, some.positions), rows, at, precision)
 
     carry = jax.lax.fori_loop(0, -(-keys.slots // keys.tile), tile, nothing(q, own.width))
-    mine = jnp.arange(q.shape[1])
-    return finish(fold(op, carry, q, own.k, own.v, bias(sees(op, mine, mine)), precision))
+    return finish(fold(op, carry, q, own, rows.sees_own(op, mine, mine), rows, Tile(t, t, 0), precision))
 
 
 def diagonal(
-    op: _Attention, q: Array, keys: Cached, values: Cached, own: Source, start: Array, precision: Any
+    op: _Attention, q: Array, keys: Cached, values: Cached, own: Source, known: Rows, precision: Any
 ) -> tuple[Array, Array]:
     """Few queries over a packed cache, read as it lies: a query is laid over a row's lanes, once for each slot of the
     row, with zeros where other heads and slots lie. More products, no more memory."""
     b, t, kv, group, d = q.shape
+    start: Any = known.start
     together, rows = keys.together, keys.slots // keys.together
     heads, places = jnp.arange(kv), jnp.arange(together)
     # [kv, group, t, place] of a query against [place, kv] of the lanes
@@ -140,13 +151,17 @@ def diagonal(
     laid = laid.reshape(b, -1, together * kv * d)
     scores = scores_of(op, laid, read(keys.state).astype(q.dtype), precision, "bqc,bsc->bqs")
     held = slot_positions(start, jnp.arange(keys.slots), keys.slots).reshape(b, rows, together)
-    queries = start[:, None] + jnp.arange(t)
-    seen = bias(sees(op, queries, held.swapaxes(1, 2).reshape(b, -1)))
     mine = jnp.arange(t)
-    own_seen = bias(sees(op, mine, mine))
-    own_scores = scores_of(op, q, own.k, precision)
+    seen = known.sees(op, known.past(mine), held.swapaxes(1, 2).reshape(b, -1))
+    own_seen = known.sees_own(op, mine, mine)
+    own_scores = known.biased(scores_of(op, q, own.k, precision), Tile(t, t, 0))
+    scores = scores.reshape(b, kv, group, t, -1)
+    if known.bias is not None:  # slots by their place in a row, as they lie in the scores
+        added = known.bias.added(Tile(t, keys.slots, start, 0, 0, keys.slots))
+        added = added.reshape(*added.shape[:-1], rows, together).swapaxes(-1, -2)
+        scores = scores + added.reshape(*added.shape[:-2], -1)
     scored = [
-        (jnp.where(seen, scores.reshape(b, kv, group, t, -1), NEGATIVE), seen),
+        (jnp.where(seen, scores, NEGATIVE), seen),
         (jnp.where(own_seen, own_scores, NEGATIVE), own_seen),
     ]
     (cached, fresh), sums = softmax(scored)
@@ -167,7 +182,7 @@ def _cached(ctx: Context, op: AttendCached, old: Any, cache: Value, new: Value, 
 
 @lowers(AttendCached)
 def _attend_cached(
-    ctx: Context, node: Node, q: Array, k: Array, v: Array, old_k: Any, old_v: Any, start: Array
+    ctx: Context, node: Node, q: Array, k: Array, v: Array, old_k: Any, old_v: Any, start: Array, *rest: Array
 ) -> tuple[Array, ...]:
     op: Any = node.op
     ql, kl, vl, batch = laid_out(op, node, *ctx.factors(q, k, v))
@@ -177,25 +192,29 @@ def _attend_cached(
     keys = _cached(ctx, op, old_k, node.operands[3], node.operands[1], kl)
     values = _cached(ctx, op, old_v, node.operands[4], node.operands[2], vl)
     precision = ctx.precision(q.dtype)
+    rows = rows_of(ctx, node, rest, 6, batch, ql, kl, q, start)
     if op.slot_axes:  # this shard's slots only
         here = ctx.length(node.operands[3], "slots")
-        index = jax.lax.axis_index(op.slot_axes) * here + jnp.arange(here)
-        source = Source(keys.whole(kl.dtype), values.whole(kl.dtype), slot_positions(start, index, keys.slots))
+        first = jax.lax.axis_index(op.slot_axes) * here
+        places = slot_positions(start, first + jnp.arange(here), keys.slots)
+        source = Source(keys.whole(kl.dtype), values.whole(kl.dtype), places, first, keys.slots)
         plainly: Any = attention.blocked if op.implementation == "blocked" else attention.plain
-        out, sums = plainly(op, ql, [source], start, None, precision)
+        out, sums = plainly(op, ql, [source], rows, precision)
         return back(op, node, out.astype(q.dtype), batch, q), back(op, node, sums, batch, q)
     if op.implementation == "doubled":  # two equal rows make it a matrix product
         ql = jnp.repeat(ql, 2, axis=3)
     if op.implementation in ("streamed", "diagonal"):
         run: Any = streamed if op.implementation == "streamed" else diagonal
-        out, sums = run(op, ql, keys, values, own, start, precision)
+        out, sums = run(op, ql, keys, values, own, rows, precision)
     elif op.implementation == "blocked" and keys.packed:
-        out, sums = attention.blocked(op, ql, [Stored(keys, values, start, kl.dtype), own], start, None, precision)
+        out, sums = attention.blocked(op, ql, [Stored(keys, values, start, kl.dtype), own], rows, precision)
     else:
         places = slot_positions(start, jnp.arange(keys.slots), keys.slots)
-        source = Source(keys.whole(kl.dtype), values.whole(kl.dtype), places)
+        source = Source(keys.whole(kl.dtype), values.whole(kl.dtype), places, 0, keys.slots)
         dense: Any = attention.blocked if op.implementation == "blocked" else attention.plain
-        out, sums = dense(op, ql, [source, own], start, None, precision)
+        out, sums = dense(op, ql, [source, own], rows, precision)
     if op.implementation == "doubled":
         out, sums = out[:, :, :, :1], sums[:, :, :, :1]
+    broken = unfinished(rows, ql.shape[1])
+    out = out if broken is None else jnp.where(broken, jnp.nan, out)
     return back(op, node, out.astype(q.dtype), batch, q), back(op, node, sums, batch, q)

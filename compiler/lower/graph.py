@@ -12,6 +12,7 @@ from compiler.graph.ir import Graph, Node
 from compiler.graph.sizes import Size
 from compiler.lower import (  # noqa: F401  (register)
     attention,
+    attention_gradient,
     basic,
     cached,
     collective,
@@ -21,6 +22,7 @@ from compiler.lower import (  # noqa: F401  (register)
     recurrence,
     rotate,
     rows,
+    sinusoid,
     state,
 )
 from compiler.lower.registry import LOWERINGS, Context, StackSlot, lowers, read

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,21 +16,17 @@ from compiler.lower.registry import Array, Context, lowers
 from compiler.ops.rotate import Rotate
 
 
-def turns(theta: float, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Turns a position for each pair of channels, as 64 fractional bits in a high and a low 32-bit word."""
-    from fractions import Fraction
-
-    words = []
-    for i in range(channels // 2):
-        per_position = theta ** (-2.0 * i / channels) / (2 * math.pi)
-        words.append(int(Fraction(per_position) * 2**64) % 2**64)
+def turns(frequencies: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Turns a position for each pair of channels, from radians a position, as 64 fractional bits in a high and a low
+    32-bit word."""
+    words = [int(Fraction(f / (2 * math.pi)) * 2**64) % 2**64 for f in frequencies]
     return np.array([w >> 32 for w in words], np.uint32), np.array([w & 0xFFFFFFFF for w in words], np.uint32)
 
 
-def angles(positions: Array, theta: float, channels: int) -> Array:
-    """Angles in (-pi, pi] of [..., positions] for each pair: [..., positions, channels / 2], float32. The fraction
-    of a turn wraps in integer arithmetic, so the error does not grow with the position."""
-    high, low = turns(theta, channels)
+def angles(positions: Array, frequencies: Sequence[float]) -> Array:
+    """Angles in (-pi, pi] of [..., positions] for each frequency (radians a position): [..., positions, pairs],
+    float32. The fraction of a turn wraps in integer arithmetic, so the error does not grow with the position."""
+    high, low = turns(frequencies)
     p = positions.astype(jnp.uint32)[..., None]
     p0, p1 = p & 0xFFFF, p >> 16
     l0, l1 = low & np.uint32(0xFFFF), low >> np.uint32(16)
@@ -45,11 +43,11 @@ def _rotate(ctx: Context, node: Node, x: Array, positions: Array) -> tuple[Array
     op: Any = node.op
     axes = node.operands[0].axes
     at = axes.index(op.axis)
-    angle = angles(positions, op.theta, op.channels)
+    angle = angles(positions, op.scaling.frequencies(op.theta, op.channels))
     if op.inverse:
         angle = -angle
     broadcast = (*node.operands[1].axes, op.axis)
-    cos, sin = (align(f(angle), broadcast, axes) for f in (jnp.cos, jnp.sin))
+    cos, sin = (align(f(angle) * op.scaling.magnitude, broadcast, axes) for f in (jnp.cos, jnp.sin))
     x32 = jnp.moveaxis(x.astype(jnp.float32), at, -1)
     cos, sin = jnp.moveaxis(cos, at, -1), jnp.moveaxis(sin, at, -1)
     turned, rest = x32[..., : op.channels], x32[..., op.channels :]

@@ -11,7 +11,9 @@ from compiler.graph.ir import Value
 from compiler.graph.sizes import CAPACITY, ONE, ZERO, Size, smaller
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops import ring, zigzag
+from compiler.ops.bias import Bias, Dense
 from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
+from compiler.ops.shape import zeros
 from compiler.ops.shards import SHARDS
 from compiler.ops.state import slots_of
 
@@ -26,13 +28,17 @@ BLOCK = 512  # queries and keys of one tile of blocked attention
 @dataclass(frozen=True)
 class _Attention(Op):
     """Shared attributes. q [batch, queries, heads, head_dim]; k [batch, keys, kv_heads, head_dim];
-    v [batch, keys, kv_heads, value]. Heads are grouped: head h reads kv head h * kv_heads // heads."""
+    v [batch, keys, kv_heads, value]. Heads are grouped: head h reads kv head h * kv_heads // heads. Further operands
+    in this order: those of the bias, ``prefix`` [batch] where there is one, and ``lengths`` [batch]."""
 
     queries: str = "seq"
     keys: str = "seq"
     causal: bool = True
     window: int | None = None  # a query sees keys nearer than this; where not causal, on both sides
     offset: int = 0  # positions by which this call's keys lie before its queries
+    chunk: int | None = None  # a query sees the keys of its own chunk of so many positions only
+    prefix: bool = False  # keys at positions below ``prefix`` are seen by all queries (prefix LM, arXiv:1910.10683)
+    bias: Bias | None = None  # what is added to the scores
     scale: float = 1.0
     softcap: float | None = None
     heads: str = "heads"
@@ -42,7 +48,26 @@ class _Attention(Op):
         "plain"  # "plain" | "blocked" | "streamed", "doubled", "diagonal" (cached only): chosen by the select pass
     )
 
-    def _check(self, q: TensorType, k: TensorType, v: TensorType) -> TensorType:
+    def given(self, rest: Sequence[Any]) -> dict[str, Any]:
+        """Operands behind the usual ones, by name."""
+        names = [*(self.bias.operands if self.bias else ()), *(["prefix"] if self.prefix else []), "lengths"]
+        return dict(zip(names, rest, strict=False))
+
+    def attributes(self) -> dict[str, Any]:
+        """Those that all attention ops have."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(_Attention)}
+
+    @property
+    def by_position(self) -> bool:
+        """Whether more than causality and a window depends on where a key lies."""
+        return self.bias is not None or self.chunk is not None or self.prefix
+
+    def _check(self, ins: Sequence[TensorType], rest: Sequence[TensorType]) -> TensorType:
+        q, k, v = ins[:3]
+        if self.bias is not None:
+            self.bias.check(self, q, k, self.given(rest))
+        if self.prefix and (not self.causal or self.window or self.chunk):
+            raise TypeProblem("axis-mismatch", "a prefix is for causal attention without a window or chunks")
         heads, kv = q.size(self.heads), k.size(self.kv_heads)
         if heads.constant % kv.constant:
             raise TypeProblem("indivisible", f"{heads} query heads do not divide into {kv} key-value heads")
@@ -66,11 +91,20 @@ class _Attention(Op):
             transcendental=scores * (2 if self.softcap else 1),
         )
 
-    def _pairs(self, q: Size, k: Size) -> Size:
+    def _biased(self, q: TensorType, keys: Size, tile: int = 0, back: bool = False) -> Cost:
+        """Cost of the bias of as many scores, in tiles of ``tile`` keys if so."""
+        if self.bias is None:
+            return Cost()
+        scores = q.drop(self.dim).elements * keys
+        met = (scores // tile) * (2 * tile - 1) if tile else scores
+        return (self.bias.back if back else self.bias.cost)(scores, met, q.size(self.dim))
+
+    def _pairs(self, q: Size, k: Size, chunk: int | None = None) -> Size:
         """Keys a query, counted as this implementation runs them: whole tiles when blocked, all when plain."""
         if self.implementation != "blocked":
             return k
-        pairs = Size.opaque("block_pairs", q, k, BLOCK, BLOCK, self.window or 0, int(self.causal), self.offset)
+        causal, window = self.causal and not self.prefix, 0 if self.prefix else self.window or 0
+        pairs = Size.opaque("block_pairs", q, k, BLOCK, BLOCK, window, int(causal), self.offset, chunk or 0)
         return pairs * (BLOCK * BLOCK)
 
     def together(self, axis: str, ins: Sequence[TensorType]) -> tuple[str, ...]:
@@ -96,17 +130,19 @@ class _Attention(Op):
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.keys == self.queries:  # a window that looks both ways is not done across shards
-            return Role.ACROSS if self.causal or self.window is None else Role.WHOLE
-        whole = (self.keys, self.dim, ins[2].axes[-1], "slots", "slot_rows", "lanes")
+            return Role.ACROSS if not self.by_position and (self.causal or self.window is None) else Role.WHOLE
+        own = self.bias.whole if self.bias else ()
+        whole = (self.keys, self.dim, ins[2].axes[-1], "slots", "slot_rows", "lanes", *own)
         return Role.WHOLE if axis in whole else Role.PARALLEL
 
 
 @op
 @dataclass(frozen=True)
 class Attend(_Attention):
-    """softmax(mask(softcap(scale * q k))) v, softmax in float32. Results: the output, and the log of each row's
-    sum [batch, queries, heads] for the way back. An operand ``lengths`` [batch] masks keys from there on (right
-    padding; only where not causal). A row with every key masked gives 0."""
+    """softmax(mask(softcap(scale * q k) + bias)) v, softmax in float32. Results: the output, and the log of each row's
+    sum [batch, queries, heads]. The operand ``lengths`` masks keys from there on (right padding; only where not
+    causal). A row with every key masked gives 0. ``prefix`` in a call that extends a state: a prefix must lie in one
+    call, and a row of which more prefix is to come gives NaN."""
 
     name: ClassVar[str] = "attend"
 
@@ -118,43 +154,49 @@ class Attend(_Attention):
         return ring.sent(self, shards, ins[1:3]) + self._shared_out(shards, ins, [*ins[:3], *outs])
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
-        out = self._check(*ins[:3])
+        out = self._check(ins, ins[3:])
         return out, ins[0].drop(self.dim).with_dtype("float32")
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
         q, k, v = ins[:3]
         nq, nk = q.size(self.queries), k.size(self.keys)
         if self.implementation != "blocked":
-            return moved(ins, outs) + self._scores(q, k, v, nk)
-        tile = q.resize(self.queries, ONE)
-        return moved(ins, outs) + self._scores(tile, k, v, self._pairs(nq, nk))
+            return moved(ins, outs) + self._scores(q, k, v, nk) + self._biased(q, nk)
+        tile, pairs = q.resize(self.queries, ONE), self._pairs(nq, nk, self.chunk)
+        return moved(ins, outs) + self._scores(tile, k, v, pairs) + self._biased(tile, pairs, BLOCK)
 
     def gradient(
         self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
     ) -> tuple[Value | None, ...]:
-        if grads[0] is None:
+        g, of_sums = grads
+        if g is None and of_sums is None:
             return tuple(None for _ in ins)
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        back = b.apply(AttendGradient(**fields), *ins[:3], outs[0], outs[1], grads[0], *ins[3:])
-        return (*back, *(None for _ in ins[3:]))
+        if g is None:
+            g = zeros(b, outs[0].type)
+        # of a row: what its weights have in common in the softmax's derivative; the log-sum's own is a weight each
+        delta = b.reduce(b.mul(b.cast(g, "float32"), b.cast(outs[0], "float32")), "sum", (outs[0].axes[-1],))
+        delta = b.arrange(delta if of_sums is None else b.sub(delta, of_sums), outs[1].axes)
+        back = b.apply(AttendGradient(**self.attributes()), *ins[:3], delta, outs[1], g, *ins[3:])
+        learned = dict(zip(self.bias.learned if self.bias else (), back[3:], strict=True))
+        return (*back[:3], *(learned.get(name) for name in self.given(ins[3:])))
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         if axis == self.keys:
-            return Along.STATEFUL if self.causal and self.queries == self.keys else Along.LOOKAHEAD
+            streams = self.causal and self.queries == self.keys and not isinstance(self.bias, Dense)
+            return Along.STATEFUL if streams else Along.LOOKAHEAD
         return Along.POINTWISE
 
     def stream(self, s: Streaming, ins: Sequence[Value]) -> tuple[Value, ...]:
         q, k, v = ins[:3]
-        slots = CAPACITY if self.window is None else smaller(self.window, CAPACITY)
-        kind = "cache" if self.window is None else "ring"
-
+        reach = min((n for n in (self.window, self.chunk) if n is not None), default=None)
+        slots = CAPACITY if reach is None else smaller(reach, CAPACITY)
+        kind = "cache" if reach is None else "ring"
         types = s.caches.types([k.type, v.type], self.keys, self.kv_heads, slots)  # as the target wants them
         old_k, old_v = (s.state(name, kind, t) for name, t in zip(("key", "value"), types, strict=True))
         if s.fresh:  # the cache is empty: it is only written
-            out = s.b.apply(self, q, k, v)
+            out = s.b.apply(self, q, k, v, *ins[3:])
         else:
-            fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-            out = s.b.apply(AttendCached(**fields), q, k, v, old_k, old_v, s.start)
+            out = s.b.apply(AttendCached(**self.attributes()), q, k, v, old_k, old_v, s.start, *ins[3:])
         s.write("key", old_k, k, "append", out[0])
         s.write("value", old_v, v, "append", out[0])
         return out
@@ -176,7 +218,8 @@ class AttendCached(_Attention):
         if axis in (self.heads, self.kv_heads) and "lanes" in ins[3].axes:
             return Role.WHOLE  # heads that lie side by side are not an axis of the cache
         if axis == "slots":
-            return Role.PARALLEL if self.slot_axes else Role.ACROSS
+            own = self.chunk is not None or self.prefix  # of this call's keys, for which ``across`` has no start
+            return Role.PARALLEL if self.slot_axes else Role.WHOLE if own else Role.ACROSS
         if axis == self.queries:
             return Role.WHOLE
         return super().role(axis, ins, outs)
@@ -188,7 +231,7 @@ class AttendCached(_Attention):
         return ring.over_slots(b, self, ins, shards)
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
-        out = self._check(*ins[:3])
+        out = self._check(ins, ins[6:])
         found = out, ins[0].drop(self.dim).with_dtype("float32")
         if not self.slot_axes:
             return found
@@ -201,13 +244,14 @@ class AttendCached(_Attention):
             lanes = old_k.size("lanes") + ins[4].size("lanes")
             scores = self._scores(q, k, v, own + slots)
             matrix = self._scores(q, k, v, own).matrix + q.drop(self.dim).elements * slots * lanes * 2
-            return moved(ins, outs) + dataclasses.replace(scores, matrix=matrix)
+            return moved(ins, outs) + dataclasses.replace(scores, matrix=matrix) + self._biased(q, own + slots)
         if self.implementation != "blocked":
             rows = 2 if self.implementation == "doubled" else 1
-            return moved(ins, outs) + self._scores(q, k, v, own + slots).times(rows)
+            return moved(ins, outs) + self._scores(q, k, v, own + slots).times(rows) + self._biased(q, own + slots)
         tile = q.resize(self.queries, ONE)
         cached = Size.opaque("block_pairs", q.size(self.queries), slots, BLOCK, BLOCK, 0, 0) * (BLOCK * BLOCK)
-        return moved(ins, outs) + self._scores(tile, k, v, self._pairs(q.size(self.queries), own) + cached)
+        pairs = self._pairs(q.size(self.queries), own) + cached
+        return moved(ins, outs) + self._scores(tile, k, v, pairs) + self._biased(tile, pairs, BLOCK)
 
     def gradient(
         self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
@@ -218,8 +262,10 @@ class AttendCached(_Attention):
 @op
 @dataclass(frozen=True)
 class AttendGradient(_Attention):
-    """dq, dk, dv from q, k, v, the output, the log-sums and the output's cotangent; scores are recomputed, unless
-    they are ``shared`` with the forward op of the same body (compiler/passes/merge.py)."""
+    """dq, dk, dv and the cotangents of what a bias learns, from q, k, v, ``delta`` [batch, queries, heads] (the sum of
+    the output times its cotangent, less the cotangent of the log-sums), the log-sums and the output's cotangent;
+    scores are recomputed, unless they are ``shared`` with the forward op of the same body
+    (compiler/passes/merge.py)."""
 
     name: ClassVar[str] = "attend_gradient"
     differentiable: ClassVar[bool] = False
@@ -234,14 +280,17 @@ class AttendGradient(_Attention):
         return ring.sent(self, shards, travelling) + self._shared_out(shards, ins, [*ins[:6], *outs])
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
-        self._check(*ins[:3])
-        return ins[0], ins[1], ins[2]
+        self._check(ins, ins[6:])
+        given = self.given(ins[6:])
+        return (*ins[:3], *(given[name] for name in (self.bias.learned if self.bias else ())))
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.heads and ins[1].size(self.kv_heads) == 1:
             return Role.SUM  # every head adds to the one key and value head's cotangents
         if axis == self.queries != self.keys:
             return Role.SUM  # every query adds to the cotangents of keys that are not its own sequence's
+        if axis in ins[0].axes and any(axis not in t.axes for t in outs[3:]):
+            return Role.SUM if super().role(axis, ins, outs) is Role.PARALLEL else Role.WHOLE  # rows share a bias
         return super().role(axis, ins, outs)
 
     def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
@@ -249,16 +298,14 @@ class AttendGradient(_Attention):
         # against the forward's two products: scores again (if not shared), dv, dp, dq, dk
         nq, nk = q.size(self.queries), k.size(self.keys)
         if self.implementation != "blocked":
-            forward = self._scores(q, k, v, nk)
+            forward, bias = self._scores(q, k, v, nk), self._biased(q, nk, back=True)
         else:
-            forward = self._scores(q.resize(self.queries, ONE), k, v, self._pairs(nq, nk))
+            tile, pairs = q.resize(self.queries, ONE), self._pairs(nq, nk, self.chunk)
+            forward, bias = self._scores(tile, k, v, pairs), self._biased(tile, pairs, BLOCK, back=True)
         scores = Size.of(1) * forward.vector
         per_score = (q.size(self.dim) * (2 if self.shared else 3) + v.sizes[-1] * 2) * 2
-        return moved(ins, outs) + Cost(
-            matrix=(scores // SCORE_FLOPS) * per_score,
-            vector=scores * 2,
-            transcendental=forward.transcendental,
-        )
+        products = (scores // SCORE_FLOPS) * per_score
+        return moved(ins, outs) + bias + Cost(products, scores * 2, forward.transcendental)
 
     def gradient(
         self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
@@ -279,11 +326,25 @@ def attend(
     softcap: float | None = None,
     queries: str = "seq",
     keys: str = "seq",
+    chunk: int | None = None,
+    bias: Bias | None = None,
+    given: Mapping[str, Value] | None = None,
+    prefix: Value | None = None,
     lengths: Value | None = None,
+    sinks: Value | None = None,
 ) -> Value:
-    """Scaled dot-product attention; scale defaults to head_dim ** -0.5. Grouped and multi-query by sizes."""
+    """Scaled dot-product attention; scale defaults to head_dim ** -0.5. Grouped and multi-query by sizes. ``chunk``: a
+    query sees its own chunk of so many positions. ``bias``: what is added to the scores, from the operands ``given`` by
+    name. ``prefix`` [batch]: keys before it are seen by all queries. ``sinks`` [heads]: logits of one key more, whose
+    value is 0 (arXiv:2309.17453; gpt-oss)."""
     dim = q.axes[-1]
     if scale is None:
         scale = float(q.type.size(dim).constant) ** -0.5
-    attributes = Attend(queries, keys, bool(causal), window, scale=float(scale), softcap=softcap, dim=dim)
-    return b.apply(attributes, q, k, v, *([lengths] if lengths is not None else []))[0]
+    op = Attend(queries, keys, bool(causal), window, scale=float(scale), softcap=softcap, dim=dim, chunk=chunk,
+                prefix=prefix is not None, bias=bias)  # fmt: skip
+    rest = [*((given or {})[n] for n in (bias.operands if bias else ())), prefix, lengths]
+    out, sums = b.apply(op, q, k, v, *(v for v in rest if v is not None))
+    if sinks is None:
+        return out
+    share = b.sigmoid(b.sub(sums, b.cast(sinks, "float32")))  # of the weights that the keys have
+    return b.arrange(b.cast(b.mul(b.cast(out, "float32"), share), out.type.dtype), out.axes)

@@ -17,5 +17,6 @@ from compiler.ops import (  # noqa: F401
     rotate,
     rows,
     shape,
+    sinusoid,
     state,
 )

@@ -99,13 +99,14 @@ class Constant(Leaf):
 @dataclass(frozen=True)
 class Positions(Op):
     """Absolute positions [batch, axis]: 0, 1, … or, with an operand ``start`` [batch], from there on. ``rows``: of the
-    batch."""
+    batch. ``limit``: how many positions what reads them can tell apart, where that is limited."""
 
     name: ClassVar[str] = "positions"
     differentiable: ClassVar[bool] = False
     axis: str = "seq"
     size: Any = 0
     rows: Any = BATCH
+    limit: int | None = None
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (TensorType.make([("batch", self.rows), (self.axis, self.size)], "int32"),)
@@ -126,6 +127,7 @@ def constant(b: Builder, value: float | Size, dtype: str = "float32") -> Value:
 
 
 @function
-def positions(b: Builder, x: Value, axis: str = "seq") -> Value:
-    """Absolute positions of the entries of ``x`` along ``axis``: [batch, axis], int32."""
-    return b.one(Positions(axis, x.type.size(axis)))
+def positions(b: Builder, x: Value, axis: str = "seq", limit: int | None = None) -> Value:
+    """Absolute positions of the entries of ``x`` along ``axis``: [batch, axis], int32. From ``limit`` on a call is
+    refused."""
+    return b.one(Positions(axis, x.type.size(axis), limit=limit))

@@ -131,10 +131,10 @@ def over_slots(b: Any, op: Any, ins: Sequence[Value], shards: int) -> tuple[Valu
     that their log-sums give them (as in arXiv:2311.01282), and this call's own keys are one part more."""
     from compiler.ops.attention import Attend
 
-    fields = {f.name: getattr(op, f.name) for f in dataclasses.fields(Attend)}
+    fields = op.attributes()
     out, sums = b.apply(dataclasses.replace(op, slot_axes=(b.mesh_axis,), parts=shards), *ins)
     own = "plain" if op.implementation in ("streamed", "doubled") else op.implementation
-    mine, own_sums = b.apply(Attend(**{**fields, "implementation": own}), *ins[:3])
+    mine, own_sums = b.apply(Attend(**{**fields, "implementation": own}), *ins[:3], *ins[6:])
     top = b.max(b.reduce(sums, "max", (SHARDS,)), own_sums)
     weights, own_weight = b.exp(b.sub(sums, top)), b.exp(b.sub(own_sums, top))
     total = b.add(b.reduce(weights, "sum", (SHARDS,)), own_weight)

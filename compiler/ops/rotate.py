@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compiler.graph.ir import Value
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops.contract import Cost, Op, Role, function, moved, op
+from compiler.ops.frequencies import NONE, Scaling
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Rotate(Op):
     """Turns pairs of channels by position times theta ** (-2 i / n) over the first ``channels`` of ``axis``;
-    ``pairs``: "half" pairs channel i with i + n/2, "interleaved" 2i with 2i + 1. Exact at any position below
-    2**31: the fraction of a turn is computed in 64-bit fixed point."""
+    ``pairs``: "half" pairs channel i with i + n/2, "interleaved" 2i with 2i + 1. ``scaling``: other frequencies, and
+    a magnitude (compiler/ops/frequencies.py). Exact at any position below 2**31: the fraction of a turn is computed in
+    64-bit fixed point."""
 
     name: ClassVar[str] = "rotate"
     axis: str = "head_dim"
@@ -28,6 +30,7 @@ class Rotate(Op):
     channels: int = 0
     pairs: str = "half"
     inverse: bool = False
+    scaling: Scaling = NONE
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         x, positions = ins
@@ -67,12 +70,13 @@ def rotate(
     theta: float = 10_000.0,
     fraction: float = 1.0,
     pairs: str = "half",
+    scaling: Scaling | None = None,
 ) -> Value:
     """Rotary embedding on the first ``fraction`` of ``axis``; positions default to those along seq."""
     if positions is None:
         positions = b.positions(x, "seq")
     channels = _channels(fraction, axis, int(x.type.size(axis).constant))
-    return b.one(Rotate(axis, float(theta), channels, pairs), x, positions)
+    return b.one(Rotate(axis, float(theta), channels, pairs, scaling=scaling or NONE), x, positions)
 
 
 def _channels(fraction: float, axis: str, size: int) -> int:

@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 from compiler.errors import PhaseError, Problem, SpecError, nearest
 from compiler.graph.ir import Graph
 from compiler.language.model import Model
-from compiler.ops.leaves import Input, State
+from compiler.ops.leaves import Input, Positions, State
 from compiler.ops.state import HEADS_FIRST, CacheLayout
 from compiler.passes import differentiate as differentiation
 from compiler.passes import loss as losses
@@ -229,13 +229,22 @@ def micro_sizes(sizes: Mapping[str, int], accumulate: int) -> dict[str, int]:
 
 
 def check_sizes(graph: Graph, sizes: Mapping[str, int]) -> None:
-    """Raises SpecError naming the sizes that the graph's inputs and states need and that are not given."""
+    """Raises SpecError naming the sizes that the graph's inputs and states need and that are not given, and where
+    there are more positions than the model can tell apart."""
     leaves = [*graph.leaves(Input), *graph.leaves(State)]
     needed = {symbol for n in leaves for size in n.result.type.sizes for symbol in size.symbols}
     missing = sorted(needed - set(sizes))
     if missing:
         message = f"the model has an axis of variable size: give {', '.join(missing)} (--size {missing[0]}=16)"
         raise SpecError(Problem("missing-size", message, None, tuple(sorted(needed))))
+    for node, _ in graph.walk():
+        limit = node.op.limit if isinstance(node.op, Positions) else None
+        if limit is not None:  # with a start they count on from what a cache of ``capacity`` holds
+            here = int(node.result.type.sizes[-1].evaluate(sizes))
+            asked = max(here, sizes.get("capacity", 0)) if node.operands else here
+            if asked > limit:
+                message = f"{node.path} tells {limit:,} positions apart, and {asked:,} are asked for"
+                raise SpecError(Problem("out-of-capacity", message, node.position, (f"lengths up to {limit}",)))
 
 
 def known_pass(name: str) -> str:

@@ -14,7 +14,7 @@ from compiler.ops.leaves import Argument, Leaf, Parameter, State
 ADDED_BY: dict[str, frozenset[str]] = {
     "elaborate": frozenset({
         "input", "parameter", "argument", "constant", "positions", "repeat",
-        "map", "cast", "stop_gradient", "dot", "norm", "softmax", "lookup", "rotate", "attend",
+        "map", "cast", "stop_gradient", "dot", "norm", "softmax", "lookup", "rotate", "sinusoid", "attend",
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
         "recur", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot", "collect",
     }),

@@ -9,8 +9,10 @@ import numpy as np
 
 from compiler.graph.sizes import Size
 from compiler.ops.attention import Attend
+from compiler.ops.bias import Buckets, Dense, Relative, Slopes
 from compiler.ops.elementwise import TABLE
 from compiler.ops.experts import Collect, Dispatch, ExpertDot, OneHot, PickExperts
+from compiler.ops.frequencies import Yarn
 from compiler.ops.lookup import Put, ScatterAdd
 from compiler.ops.loss import Pick, Place, cross_entropy, masked_mean
 from compiler.ops.recurrence import Recur, ShortConv
@@ -151,15 +153,48 @@ def _attention() -> list[Case]:
             return b.apply(Attend(**fields, implementation=implementation), q, k, v, *lengths)[0]
 
         def expect(q: Any, k: Any, v: Any, n: Any = None) -> Any:
-            given = {key: options[key] for key in ("causal", "window", "softcap") if key in options}
+            given = {key: options[key] for key in ("causal", "window", "softcap", "chunk") if key in options}
             return ref.attend(q, k, v, scale=0.6, lengths=n, **given)
 
         return Case(id, inputs, build, expect, {"lengths": [4, 2]})
 
+    def biased(id: str, bias: Any, operands: dict[str, str], added: Any, k: str = "", **options: Any) -> Case:
+        """``added`` of the operands gives the reference's function of (b, t, s, h)."""
+        lengths = {"lengths": "batch=2:int32"} if options.get("causal") is False else {}
+        inputs = {"q": q, "k": k or keys, "v": k or keys, **operands, **lengths}
+
+        def build(b: Any, *xs: Any) -> Any:
+            return b.apply(Attend(scale=0.6, bias=bias, **options), *xs)[0]
+
+        def expect(q: Any, k: Any, v: Any, *rest: Any) -> Any:
+            given = {key: options[key] for key in ("causal", "window", "softcap") if key in options}
+            rest, n = (rest[:-1], rest[-1]) if lengths else (rest, None)
+            return ref.attend(q, k, v, scale=0.6, lengths=n, added=added(*rest), **given)
+
+        return Case(id, inputs, build, expect, {"lengths": [4, 2]}, differentiable=not isinstance(bias, Slopes))
+
     q, k = "batch=2 seq=5 heads=4 head_dim=3", "batch=2 seq=5 kv_heads=2 head_dim=3"
+    keys, slopes, far = k, {"slopes": "heads=4"}, Buckets(8, 5)
+    table = {"table": "buckets=8 heads=4"}
+    relative = {"position_queries": q, "position_keys": "distance=5 heads=4 head_dim=3"}
+
+    def alibi(m: Any) -> Any:
+        return lambda b, t, s, h: -m[h] * abs(t - s)
+
+    def t5(kind: Buckets) -> Any:
+        return lambda table: lambda b, t, s, h: table[ref.bucket(t - s, kind.count, kind.distance, kind.ahead), h]
+
+    def xl(queries: Any, keys: Any) -> Any:
+        return lambda b, t, s, h: 0.6 * float(queries[b, t, h] @ keys[t - s, h])
+
+    def dense(x: Any) -> Any:
+        return lambda b, t, s, h: x[t, h, s]
+
+    both = Buckets(8, 5, ahead=True)
     one_kv, wide = "batch=2 seq=5 kv_heads=1 head_dim=3", "batch=2 seq=5 kv_heads=2 value_dim=6"
     frames = "batch=2 frame=6 kv_heads=2 head_dim=3"
     cross: dict[str, Any] = {"causal": False, "keys": "frame"}
+    tiles = ("plain", "blocked")
     return [
         one("attend", q, k),
         one("attend_one_kv", q, one_kv),
@@ -171,7 +206,23 @@ def _attention() -> list[Case]:
         one("attend_cross", q, frames, lengths="batch=2:int32", **cross),
         one("attend_blocked", q, k, wide, window=3, softcap=2.0, implementation="blocked"),
         one("attend_cross_blocked", q, frames, lengths="batch=2:int32", implementation="blocked", **cross),
-    ]
+        one("attend_chunks", q, k, chunk=2),
+        one("attend_chunks_both_ways", q, k, chunk=2, causal=False, implementation="blocked"),
+        biased("attend_slopes", Slopes(), slopes, alibi, softcap=2.0),
+        biased("attend_slopes_both_ways", Slopes(), slopes, alibi, causal=False),
+        biased("attend_buckets", far, table, t5(far), window=4, implementation="blocked"),
+        biased("attend_buckets_ahead", both, table, t5(both), causal=False),
+        *(biased(f"attend_relative_{i}", Relative(), relative, xl, window=4, implementation=i) for i in tiles),
+        biased("attend_dense", Dense(), {"added": "seq=5 heads=4 keys=5"}, dense, implementation="blocked"),
+        biased("attend_dense_of_keys", Dense("frame"), {"added": "batch=2 frame=6"},
+               lambda x: lambda b, t, s, h: x[b, s], frames, softcap=2.0, **cross),
+        Case("attend_prefix", {"q": q, "k": k, "v": k, "p": "batch=2:int32"},
+             lambda b, q, k, v, p: b.attend(q, k, v, prefix=p, scale=0.6),
+             lambda q, k, v, p: ref.attend(q, k, v, scale=0.6, prefix=p), {"p": [3, 0]}),
+        Case("attend_sinks", {"q": q, "k": k, "v": wide, "sinks": "heads=4"},
+             lambda b, q, k, v, s: b.attend(q, k, v, window=2, scale=0.6, sinks=s),
+             lambda q, k, v, s: ref.attend(q, k, v, scale=0.6, window=2, sinks=s)),
+    ]  # fmt: skip
 
 
 def _recurrences() -> list[Case]:
@@ -195,11 +246,34 @@ def _recurrences() -> list[Case]:
                  {"x": "batch=2 seq=1 rnn=4", "kernel": "rnn=4 window=4", "tail": "batch=2 taps=3 rnn=4"},
                  _op(ShortConv("seq", "window", reverse)), lambda x, k, t, r=reverse: ref.short_conv(x, k, t, r)),
         ]  # fmt: skip
+    heads, at = {"x": "batch=2 seq=3 heads=2 head_dim=6", "p": "batch=2 seq=3:int32"}, {"p": [[0, 1, 2], [5, 900, 31]]}
     made += [
-        Case(f"rotate_{pairs}_{channels}", {"x": "batch=2 seq=3 heads=2 head_dim=6", "p": "batch=2 seq=3:int32"},
-             _op(Rotate("head_dim", 100.0, channels, pairs)),
-             lambda x, p, c=channels, k=pairs: ref.rotate(x, p, 100.0, c, k), {"p": [[0, 1, 2], [5, 900, 31]]})
-        for pairs in ("half", "interleaved") for channels in (6, 4)
+        Case(
+            f"rotate_{pairs}_{channels}",
+            heads,
+            _op(Rotate("head_dim", 100.0, channels, pairs)),
+            lambda x, p, c=channels, k=pairs: ref.rotate(x, p, [100.0 ** (-2 * i / c) for i in range(c // 2)], k),
+            at,
+        )
+        for pairs in ("half", "interleaved")
+        for channels in (6, 4)
+    ]
+    waves = 10.0 ** np.array([0, -0.5]) * np.array([[0], [1], [900]])  # a position and a pair
+    made += [
+        Case(
+            f"sinusoid_{pairs}",
+            {"x": "batch=1 seq=3 embed=4", "p": "batch=1 seq=3:int32"},
+            lambda b, x, p, k=pairs: b.mul(x, b.sinusoid(p, "embed", 4, theta=10.0, pairs=k)),
+            lambda x, p, o=order: x * np.concatenate([np.sin(waves), np.cos(waves)], 1)[:, o],
+            {"p": [[0, 1, 900]]},
+        )
+        for pairs, order in (("half", [0, 1, 2, 3]), ("interleaved", [0, 2, 1, 3]))
+    ]
+    yarn = Yarn(factor=4.0, original=64.0, attention=1.5)  # of three pairs, a third is kept and a third stretched
+    made += [
+        Case(f"rotate_scaled_{pairs}", heads, _op(Rotate("head_dim", 100.0, 6, pairs, scaling=yarn)),
+             lambda x, p, k=pairs: ref.rotate(x, p, [1, 100 ** (-1 / 3) * 0.625, 100 ** (-2 / 3) / 4], k, 1.5), at)
+        for pairs in ("half", "interleaved")
     ]  # fmt: skip
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,22 +27,42 @@ def norm(kind: str, eps: float) -> Any:
 
 
 def attend(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True, window: int | None = None,
-           softcap: float | None = None, lengths: Array | None = None, first: int = 0) -> Array:  # fmt: skip
-    """[b t h d], [b s kv d]; ``first``: position of the first query, counted from the first key."""
+           softcap: float | None = None, lengths: Array | None = None, first: int = 0, chunk: int | None = None,
+           prefix: Array | None = None, added: Any = None, sinks: Array | None = None) -> Array:  # fmt: skip
+    """[b t h d], [b s kv d]; ``first``: position of the first query, counted from the first key; ``added``: a function
+    of (b, t, s, h) that gives what is added to a score."""
     out = np.zeros((*q.shape[:3], v.shape[-1]))
     group = q.shape[2] // k.shape[2]
     for b, t, h in np.ndindex(*q.shape[:3]):
         seen = [
             s for s in range(k.shape[1])
-            if (not causal or s <= first + t)
+            if (not causal or s <= first + t or (prefix is not None and s < prefix[b]))
             and (window is None or abs(first + t - s) < window)
+            and (chunk is None or (first + t) // chunk == s // chunk)
             and (lengths is None or s < lengths[b])
         ]  # fmt: skip
         if seen:
             scores = (k[b, seen, h // group].astype(np.float64) @ q[b, t, h].astype(np.float64)) * scale
             scores = np.tanh(scores / softcap) * softcap if softcap else scores
-            out[b, t, h] = softmax(scores) @ v[b, seen, h // group].astype(np.float64)
+            scores = scores + [added(b, t, s, h) for s in seen] if added else scores
+            values = v[b, seen, h // group].astype(np.float64)
+            if sinks is not None:
+                scores, values = np.append(scores, sinks[h]), np.concatenate([values, np.zeros((1, v.shape[-1]))])
+            out[b, t, h] = softmax(scores) @ values
     return out
+
+
+def bucket(gap: int, count: int, distance: int, ahead: bool) -> int:
+    """T5's bucket of a gap (query's place less key's), as its published code computes it."""
+    base = 0
+    if ahead:
+        count //= 2
+        base, gap = (count, -gap) if gap < 0 else (0, gap)
+    gap, exact = max(gap, 0), count // 2
+    if gap < exact:
+        return base + gap
+    far = exact + int(np.log(gap / exact) / np.log(distance / exact) * (count - exact) + 1e-9)
+    return base + min(far, count - 1)
 
 
 def recur(value: Array, decay: Array, state: Array | None = None, reverse: bool = False) -> Array:
@@ -66,15 +87,15 @@ def short_conv(x: Array, kernel: Array, tail: Array | None = None, reverse: bool
     return y[:, ::-1] if reverse else y
 
 
-def rotate(x: Array, positions: Array, theta: float, channels: int, pairs: str) -> Array:
-    """x [b t h d], positions [b t]."""
+def rotate(x: Array, positions: Array, frequencies: Sequence[float], pairs: str, magnitude: float = 1.0) -> Array:
+    """x [b t h d], positions [b t]; radians a position for each pair."""
     out = x.astype(np.float64).copy()
-    half = channels // 2
-    for i in range(half):
-        angle = (positions.astype(np.float64) * theta ** (-2 * i / channels))[..., None]
+    half = len(frequencies)
+    for i, frequency in enumerate(frequencies):
+        angle = (positions.astype(np.float64) * frequency)[..., None]
         a, b = (i, i + half) if pairs == "half" else (2 * i, 2 * i + 1)
-        out[..., a] = x[..., a] * np.cos(angle) - x[..., b] * np.sin(angle)
-        out[..., b] = x[..., b] * np.cos(angle) + x[..., a] * np.sin(angle)
+        out[..., a] = (x[..., a] * np.cos(angle) - x[..., b] * np.sin(angle)) * magnitude
+        out[..., b] = (x[..., b] * np.cos(angle) + x[..., a] * np.sin(angle)) * magnitude
     return out
 
 

@@ -49,6 +49,8 @@ BLOCKS = {
     "moe": ["moe: {gate: silu}"],
     "pool": ["pool: {by: max, window: 3, stride: 1, over: seq}"],
     "rg_lru": ["linear: {to: rnn}", "rg_lru: {blocks: heads}", "linear: {to: embed}, name: back"],
+    "position_table": ["position_table: 8"],
+    "sinusoid": ["sinusoid: {pairs: half}"],
     "rms_norm": ["rms_norm: {offset: 1.0}"],
     "scale": ["scale: 0.5"],
     "short_conv": ["short_conv: {width: 3, bias: true}"],

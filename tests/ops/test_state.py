@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from compiler.lower.graph import run
 from compiler.lower.registry import Context
 from compiler.ops import attention
 from compiler.ops.attention import AttendCached
+from compiler.ops.bias import Bias, Buckets, Relative, Slopes
 from compiler.ops.leaves import Input
 from compiler.ops.state import After, Append, CacheLayout, KeepLast, KeepTail, slots_of
 from compiler.passes.select import Choice
@@ -113,24 +115,33 @@ def test_last_valid_and_after() -> None:
     close(same.run(same.graph(), same.arrays())[0], same.arrays()["x"], 0)
 
 
-def extending(length: int, cache: str, implementation: str, **options: Any) -> Graph:
-    """One call of ``length`` positions over a ring: attention, and the ring after it."""
+def extending(
+    length: int, cache: str, implementation: str, extra: Mapping[str, str] | None = None, **options: Any
+) -> Graph:
+    """One call of ``length`` positions over a ring: attention, and the ring after it. ``extra``: operands more."""
     b = Builder()
     names = {
         "q": f"batch=2 seq={length} heads=4 head_dim=4", "k": f"batch=2 seq={length} kv_heads=2 head_dim=4",
-        "v": f"batch=2 seq={length} kv_heads=2 head_dim=4", "old_k": cache, "old_v": cache,
+        "v": f"batch=2 seq={length} kv_heads=2 head_dim=4", "old_k": cache, "old_v": cache, **(extra or {}),
     }  # fmt: skip
     x = {name: b.append(Input(name), (), (tensor(axes),))[0] for name, axes in names.items()}
     start, valid = (b.append(Input(n), (), (tensor("batch=2", "int32"),))[0] for n in ("start", "valid"))
     op = AttendCached(scale=0.5, implementation=implementation, **options)
-    out = b.apply(op, x["q"], x["k"], x["v"], x["old_k"], x["old_v"], start)[0]
+    out = b.apply(op, x["q"], x["k"], x["v"], x["old_k"], x["old_v"], start, *(x[n] for n in extra or ()))[0]
     return b.finish([
         ("out", out),
         *((f"old_{n}", b.one(Append(), x[f"old_{n}"], x[n], start, valid)) for n in ("k", "v")),
     ])  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+BIASES: dict[str, Bias] = {"slopes": Slopes(), "buckets": Buckets(4, 6), "relative": Relative()}
+EXTRA = {
+    "slopes": "heads=4", "table": "buckets=4 heads=4", "position_queries": "batch=2 seq={chunk} heads=4 head_dim=4",
+    "position_keys": "distance={slots} heads=4 head_dim=4",
+}  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     lengths=st.tuples(st.integers(1, 14), st.integers(1, 14)),
     chunk=st.sampled_from([1, 3, 5]),
@@ -138,12 +149,14 @@ def extending(length: int, cache: str, implementation: str, **options: Any) -> G
     softcap=st.sampled_from([None, 3.0]),
     together=st.sampled_from([0, 1, 2, 4]),
     implementation=st.sampled_from(["plain", "blocked", "streamed", "diagonal"]),
+    by=st.sampled_from(["nothing", "slopes", "buckets", "relative", "chunk"]),
 )
 def test_a_ring_equals_full_attention(
-    lengths: tuple[int, int], chunk: int, window: int | None, softcap: float | None, together: int, implementation: str
-) -> None:
+    lengths: tuple[int, int], chunk: int, window: int | None, softcap: float | None, together: int, implementation: str,
+    by: str,
+) -> None:  # fmt: skip
     """Rows of unequal length, extended chunk by chunk; the ring holds the window and wraps round. ``together``: slots
-    of one row of a packed cache, 0 where it is not packed."""
+    of one row of a packed cache, 0 where it is not packed. ``by``: what positions say besides."""
     together = max(together, 1) if implementation == "diagonal" else together
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "BLOCK", 4)
@@ -152,21 +165,36 @@ def test_a_ring_equals_full_attention(
         total = -(-max(lengths) // chunk) * chunk
         q = draw.normal(size=(2, total, 4, 4)).astype("f4")
         k, v = (draw.normal(size=(2, total, 2, 4)).astype("f4") for _ in range(2))
+        options: dict[str, Any] = {"window": window, "softcap": None if by == "relative" else softcap}
         slots = window or total
+        if by == "chunk":
+            options["chunk"], slots = 4, min(4, slots)
+        biased = BIASES.get(by)
+        extra = {name: EXTRA[name].format(chunk=chunk, slots=slots) for name in (biased.operands if biased else ())}
+        shapes = {n: [int(s.constant) for s in tensor(axes).sizes] for n, axes in extra.items()}
+        rest = {n: draw.normal(size=s).astype("f4") for n, s in shapes.items()}
+        asks = draw.normal(size=(2, total, 4, 4)).astype("f4")
         cache = f"batch=2 kv_heads=2 slots={slots} head_dim=4"
         if together:
             cache = f"batch=2 slot_rows={-(-slots // together)} lanes={together * 8}"
-        graph = extending(chunk, cache, implementation, window=window, softcap=softcap)
+        graph = extending(chunk, cache, implementation, extra, bias=biased, **options)
         step = jax.jit(lambda leaves: run(graph, Context({}, leaves)))
         shape = [int(s.constant) for s in tensor(cache).sizes]
         state = {n: np.zeros(shape, np.float32) for n in ("old_k", "old_v")}
         start, outs = np.zeros(2, np.int32), []
         for at in range(0, total, chunk):
             valid = np.clip(np.array(lengths) - at, 0, chunk).astype(np.int32)
-            piece = {n: x[:, at : at + chunk] for n, x in (("q", q), ("k", k), ("v", v))}
+            piece = {n: x[:, at : at + chunk] for n, x in (("q", q), ("k", k), ("v", v))} | rest
+            if by == "relative":
+                piece["position_queries"] = asks[:, at : at + chunk]
             found = step({**piece, **state, "start": start, "valid": valid})
             outs.append(np.asarray(found.pop("out")))
             state, start = found, start + valid
-        want = ref.attend(q, k, v, scale=0.5, window=window, softcap=softcap)
+        added: dict[str, Any] = {
+            "slopes": lambda b, t, s, h: -rest["slopes"][h] * (t - s),
+            "buckets": lambda b, t, s, h: rest["table"][ref.bucket(t - s, 4, 6, False), h],
+            "relative": lambda b, t, s, h: 0.5 * float(asks[b, t, h] @ rest["position_keys"][t - s, h]),
+        }
+        want = ref.attend(q, k, v, scale=0.5, added=added.get(by), **options)
         for row, n in enumerate(lengths):
             close(np.concatenate(outs, 1)[row, :n], want[row, :n], 2e-5)
