@@ -47,7 +47,7 @@ case(
     says="9 of 4",
 )
 case(
-    "groups that do not divide",
+    "groups of experts that do not divide",
     graph("[embed, {moe: {gate: silu, groups: §3}}, unembed]"),
     "indivisible",
     says="4 experts do not divide into 3 groups",
