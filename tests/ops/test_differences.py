@@ -38,7 +38,11 @@ graph:
 """
 LAST = "  - {unembed: {tied: table, softcap: 4.0}}\n"
 BLOCKS = {
-    "attention": ["attention: {position: rope, window: 3, softcap: 5.0, bias: true, qk_norm: {eps: 0.001}}"],
+    "attention": [
+        "attention: {position: rope, window: 3, softcap: 5.0, bias: true, qk_norm: {eps: 0.001}}",
+        "attention: {position: {buckets: {count: 4, distance: 3}}, sinks: true, out_gate: {by: head}}, name: second",
+        "attention: {position: alibi, chunk: 3, out_gate: {act: silu}}, name: third",
+    ],
     "embed": [],
     "gain": ["gain: {act: tanh}"],
     "layer_norm": ["layer_norm: {bias: true}"],
