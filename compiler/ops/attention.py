@@ -316,15 +316,15 @@ def attend(
     """Scaled dot-product attention; scale defaults to head_dim ** -0.5. Grouped and multi-query by sizes. ``chunk``: a
     query sees its own chunk of so many positions. ``bias``: what positions add to the scores, from the operands
     ``given`` by name; ``added``: any numbers, [heads queries keys] or fewer of these axes (and batch), where the keys'
-    axis has another name than the queries'. ``prefix`` [batch]: keys before it are seen by all queries. ``sinks`` [heads]: logits of one key more, whose
-    value is 0 (arXiv:2309.17453; gpt-oss)."""
+    axis has another name than the queries'. ``prefix`` [batch]: keys before it are seen by all queries. ``sinks``
+    [heads]: logits of one key more, whose value is 0 (arXiv:2309.17453; gpt-oss)."""
     dim = q.axes[-1]
     if added is not None:
-        rest = [a for a in added.axes if a not in ("batch", "heads", queries)]
-        if len(rest) > 1:
+        others = [a for a in added.axes if a not in ("batch", "heads", queries)]
+        if len(others) > 1:
             wanted = f"axes heads, {queries} and one for the keys"
             raise TypeProblem("axis-mismatch", f"what is added to scores has {wanted}, found [{' '.join(added.axes)}]")
-        bias, given = Dense(*rest), {"added": added}
+        bias, given = Dense(*others), {"added": added}
     if scale is None:
         scale = float(q.type.size(dim).constant) ** -0.5
     op = Attend(queries, keys, bool(causal), window, scale=float(scale), softcap=softcap, dim=dim, chunk=chunk,
