@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from compiler.blocks.position import Buckets, Located, Place, Position, Way
+from compiler.blocks.position import Buckets, Located, Place, Position, TransformerXL, Way
 from compiler.errors import nearest
 from compiler.graph.ir import Value
 from compiler.language.block import Block, block
@@ -101,7 +101,8 @@ class Attention(Block):
             q, k = _qk_norm(env, q, "query_norm", self.qk_norm), _qk_norm(env, k, "key_norm", self.qk_norm)
         causal = self.causal and context is None
         way = self.position.way if self.position else Way()
-        at = way.located(Place(env, x, source, self.over, keys, causal, ports.get("table")), q, k)
+        reach = min((n for n in (self.window, self.chunk) if n is not None), default=None)
+        at = way.located(Place(env, x, source, self.over, keys, causal, ports.get("table"), reach), q, k)
         self._one_meaning(at, way, ports, causal)
         h = b.attend(
             at.q, at.k, v, causal=causal, window=self.window, scale=self.scale, softcap=self.softcap, chunk=self.chunk,
@@ -121,6 +122,8 @@ class Attention(Block):
         if "table" in ports and not isinstance(way, Buckets):
             allowed = ("position: buckets",)
             raise Fault("unknown-port", "the port table is for attention with position: buckets", allowed, key="from")
+        if self.softcap and isinstance(way, TransformerXL):
+            raise Fault("conflicting-keys", "transformer_xl has no soft cap on its scores", key="softcap")
         if "added" in ports and at.bias is not None:
             raise Fault(
                 "conflicting-keys", "added is for attention whose positions add nothing to scores", key="position"

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from compiler.errors import nearest
 from compiler.graph.ir import Value
+from compiler.graph.sizes import smaller
 from compiler.graph.types import TensorType
 from compiler.language.env import Env
 from compiler.language.fields import Args, Count, Flag, Fraction, OptionalPositive, Positive, Word
@@ -33,6 +34,7 @@ class Place:
     keys: str
     causal: bool
     table: Value | None = None
+    reach: int | None = None  # the nearest keys that are seen, where not all are
 
 
 @dataclass(frozen=True)
@@ -205,12 +207,38 @@ class Buckets(Way):
         return Located(q, k, bias.Buckets(count, self.distance, not at.causal), {"table": table})
 
 
+class TransformerXL(Way):
+    """Scores also by a key for each distance, a linear map of its sinusoids, with two learned vectors a head added to
+    the queries: one for the keys of tokens, one for those of distances (arXiv:1901.02860, section 3.3). The keys of
+    distances are computed once a request."""
+
+    theta: Positive = 10_000.0
+    biases: Flag = True  # the two vectors, u and v in the paper
+
+    def located(self, at: Place, q: Value, k: Value) -> Located:
+        between_two(at, "transformer_xl")
+        if not at.causal:
+            raise Fault("axis-mismatch", "transformer_xl has no keys for positions ahead: needs causal", key="position")
+        env, b = at.env, at.env.b
+        length = at.x.type.size(at.queries)
+        far = b.distances(length if at.reach is None else smaller(at.reach, length))
+        waves = b.sinusoid(far, at.x.axes[-1], at.x.type.sizes[-1], theta=self.theta)
+        pairs = [("heads", q.type.size("heads")), ("head_dim", q.type.size("head_dim"))]
+        keys = env.linear(waves, "position", pairs)
+        content = places = q
+        if self.biases:
+            u, v = (env.compute(env.weight(f"{name}_bias", pairs, init="zeros")) for name in ("content", "position"))
+            content, places = (b.arrange(b.add(q, x), q.axes) for x in (u, v))
+        return Located(content, k, bias.Relative(), {"position_queries": places, "position_keys": keys})
+
+
 class Position(Args):
     """How attention knows positions: one of these, by its name or with its options."""
 
     rope: Rope | None = None
     alibi: ALiBi | None = None
     buckets: Buckets | None = None
+    transformer_xl: TransformerXL | None = None
 
     @model_validator(mode="before")
     @classmethod

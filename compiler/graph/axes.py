@@ -28,5 +28,7 @@ LEGEND: dict[str, str] = {
     "rnn": "width of a recurrence",
     "blocks": "blocks of a block-diagonal matrix",
     "window": "taps of a short convolution",
+    "distance": "how far a key lies before its query, from 0 on",
+    "buckets": "ranges of distances that share a number",
     "positions": "rows of a table of absolute positions",
 }

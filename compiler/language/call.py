@@ -18,7 +18,7 @@ from compiler.ops.elementwise import TABLE
 
 HIDDEN = {
     "constant", "positions", "reduce", "expand", "arrange", "first", "lookup", "cast", "norm", "equal", "greater",
-    "select", "last_valid", "split", "merge",
+    "select", "last_valid", "split", "merge", "distances", "sinusoid",
 }  # fmt: skip
 _EXAMPLE = {"take": "embed=0", "rename": "embed=other"}
 

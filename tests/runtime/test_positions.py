@@ -124,3 +124,56 @@ def test_a_prefix_is_seen_by_all_and_must_come_in_one_call() -> None:
     broken = pieces(5)  # a call ends inside the first row's prefix
     assert np.isnan(broken[0]).all()
     np.testing.assert_allclose(broken[1:], whole[1:, 6:], atol=1e-4)
+
+
+XL = """
+graph:
+  - embed
+  - repeat: {times: 2, cycle: [{residual: [{rms_norm: , name: norm}, {attention: {position: transformer_xl}}]}]}
+  - unembed
+"""
+
+
+def transformer_xl(params: dict[str, Any], layer: int, x: np.ndarray) -> np.ndarray:
+    """One row [length, embed] through one layer, as arXiv:1901.02860 writes it (section 3.3): the score of query i and
+    key j is E_i^T Wq^T Wke E_j + E_i^T Wq^T Wkr R_(i-j) + u^T Wke E_j + v^T Wkr R_(i-j)."""
+    w = {n: np.asarray(params[f"attention.{n}[0:2:1]"][layer], np.float64) for n in (
+        "query", "key", "value", "position", "content_bias", "position_bias", "out")}  # fmt: skip
+    e = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * params["norm.scale[0:2:1]"][layer]
+    out = np.zeros_like(x)
+    for h in range(2):
+        values = e @ w["value"][:, h]
+        for i in range(len(x)):
+            scores = []
+            for j in range(i + 1):
+                turns = (i - j) / 10_000 ** (np.arange(0, 12, 2) / 12)
+                r = np.concatenate([np.sin(turns), np.cos(turns)])
+                q, k, kr = w["query"][:, h].T @ e[i], w["key"][:, h].T @ e[j], w["position"][:, h].T @ r
+                scores.append(q @ k + q @ kr + w["content_bias"][h] @ k + w["position_bias"][h] @ kr)
+            weights = np.exp(np.array(scores) / 6**0.5)
+            out[i] += (weights @ values[: i + 1] / weights.sum()) @ w["out"][h]
+    return x + out
+
+
+def test_transformer_xl_is_the_paper_s_equation() -> None:
+    model, params = tiny(XL)
+    tokens = tokens_of(model, (9, 9))
+    x = np.asarray(params["embed.table"], np.float64)[tokens]
+    for layer in range(2):
+        x = np.stack([transformer_xl(params, layer, row) for row in x])
+    np.testing.assert_allclose(forward(model, params, tokens), x @ params["unembed.out"], atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", [Choice.of("cpu"), Choice.of("tpu"), Choice(scores=0, streamed=False)], ids=str)
+@pytest.mark.parametrize("window", [None, 5])
+def test_transformer_xl_in_pieces(window: int | None, choice: Choice) -> None:
+    text = XL if window is None else XL.replace("transformer_xl}", f"transformer_xl, window: {window}}}")
+    assert_streams(*tiny(text), choice=choice)
+
+
+def test_a_session_computes_the_keys_of_distances_when_it_begins() -> None:
+    model, params = tiny(XL)
+    tokens = tokens_of(model, (11, 11))
+    session = Session(model, params, batch=2, capacity=13, chunk=4)
+    got = [session.prefill([list(map(int, row[:9])) for row in tokens]), session.decode(tokens[:, 9])]
+    np.testing.assert_allclose(np.stack(got, 1), forward(model, params, tokens)[:, 8:10], atol=1e-4)
