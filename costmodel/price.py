@@ -23,7 +23,21 @@ from compiler.ops.lookup import Lookup
 from costmodel.origins import AS_WRITTEN, VIEWS, Origin, Stored, origins, stored_type
 
 RIDES = VIEWS | frozenset(
-    {"map", "norm", "softmax", "rotate", "sinusoid", "reduce", "expand", "concat", "slice", "pad", "shift", "positions"}
+    {
+        "map",
+        "norm",
+        "softmax",
+        "rotate",
+        "sinusoid",
+        "reduce",
+        "expand",
+        "concat",
+        "slice",
+        "pad",
+        "shift",
+        "positions",
+        "distances",
+    }
 )
 
 

@@ -62,11 +62,15 @@ class Session:
         self.state = self._prefill.empty_state()
         self.awaited = {k for k, (s, _) in phase_graph(model, "decode").states().items() if s.kind == "context"}
         self.lengths = np.zeros(batch, np.int64)
+        if self.awaited and all(i.kind == "tokens" for i in model.spec.inputs.values()):
+            self.encode({}, {})
 
     def encode(self, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-        """Computes what does not depend on the tokens (encoders, cross-attention keys) once for all rows."""
+        """Computes what does not depend on the tokens (encoders, cross-attention keys) once for all rows. A model that
+        reads nothing else does so when the session begins."""
         made = program(self.model, "encode", {"batch": self.batch, "seq": 1, "capacity": self.capacity, **sizes})
-        _, context = jax.jit(made.function())(self._own(made), {}, dict(inputs))
+        where: Any = None if self.on is None else ({}, {k: self.on.shardings()[k] for k in self.awaited})
+        _, context = jax.jit(made.function(), out_shardings=where)(self._own(made), {}, dict(inputs))
         self.state.update(context)
         self.awaited -= set(context)
 

@@ -18,7 +18,7 @@ SPECS = {
     "gemma": "gemma-2b", "gemma2": "gemma2-9b", "recurrent_gemma": "recurrentgemma-2b", "mixtral": "mixtral-8x7b",
     "llama_tied": "smollm2-135m", "llama": "llama", "llama_sharded": "llama", "mistral": "mistral", "qwen2": "qwen2",
     "qwen3": "qwen3", "gpt_neox": "gpt_neox", "llama3": "llama3", "qwen2_yarn": "qwen2_yarn",
-    "gpt2": "gpt2",
+    "gpt2": "gpt2", "bloom": "bloom",
 }  # fmt: skip
 CASES = tuple(c for c in SPECS if c != "llama_sharded")
 

@@ -36,6 +36,7 @@ def list_(
 
 def _models(as_json: bool) -> None:
     from compiler.errors import BlockgraphError
+    from compiler.language import table
     from compiler.language.load import shipped
     from compiler.language.model import load
     from costmodel import units
@@ -48,16 +49,18 @@ def _models(as_json: bool) -> None:
             rows.append({"name": name, "file": str(path), "problems": [p.as_json() for p in error.problems]})
             continue
         base = model.document.files[1].stem if len(model.document.files) > 1 else None
+        sizes = list(table.rows(path)) if path.with_suffix(".csv").is_file() else []
         rows.append({"name": name, "parameters": model.parameter_count(), "paper": model.spec.paper,
-                     "extends": base, "file": str(path)})  # fmt: skip
+                     "extends": base, "file": str(path), **({"sizes": sizes} if sizes else {})})  # fmt: skip
     if as_json:
         screen.print_json({"models": rows})
         return
-    table = screen.table("model", "parameters", "paper", left=(0, 2))
+    shown = screen.table("model", "parameters", "paper", left=(0, 2))
     for row in rows:
         broken = units.counted(len(row["problems"]), "problem", "problems") if "problems" in row else ""
-        table.add_row(row["name"], broken or f"{row['parameters']:,}", screen.cell(row.get("paper") or ""))
-    screen.console().print(table)
+        name = f"{row['name']}@{row['sizes'][0]} … @{row['sizes'][-1]}" if "sizes" in row else row["name"]
+        shown.add_row(name, broken or f"{row['parameters']:,}", screen.cell(row.get("paper") or ""))
+    screen.console().print(shown)
 
 
 def _machines(as_json: bool) -> None:

@@ -40,6 +40,35 @@ WHOLE: dict[str, str] = {
     "merge": f"{AFTER_IMAGE}conv: {{to: embed, kernel: 8, stride: 8}}\n  - {NODES['merge']}\n",
     "pool": f"{AFTER_IMAGE}{NODES['pool']}\n",
 }
+PORTED: dict[tuple[str, str], str] = {
+    ("attention", "table"): """\
+blocks: {bias: {dims: {buckets: 32}, params: {table: buckets heads}, program: {output: table}}}
+graph:
+  relative: [bias]
+  logits:
+    - embed
+    - repeat:
+        times: 4
+        cycle: [{residual: [{attention: {position: buckets}, from: {table: relative}}]}]
+""",
+    ("attention", "added"): """\
+inputs:
+  tokens: {kind: tokens}
+  frames: {kind: features, axes: [frames, embed]}
+  weight: {kind: features, axes: [frames]}
+graph:
+  - embed
+  - attention:
+    from: {context: frames, added: weight}
+""",
+    ("attention", "prefix"): """\
+inputs: {tokens: {kind: tokens}, prompt: {kind: count}}
+graph:
+  - embed
+  - attention:
+    from: {prefix: prompt}
+""",
+}  # fmt: skip
 PORTS = """\
 inputs: {tokens: {kind: tokens}, frames: {kind: features, axes: [frames, embed]}}
 graph:
@@ -58,7 +87,9 @@ def graph(name: str) -> str:
 
 
 def with_port(name: str, port: str) -> str:
-    """An example that fills a port from another input."""
+    """An example that fills a port, from another input where nothing else is said."""
+    if (name, port) in PORTED:
+        return PORTED[name, port]
     return f"{PORTS}  - {name}:\n    from: {{{port}: frames}}\n"
 
 

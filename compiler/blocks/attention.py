@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from compiler.blocks.position import Place, Position, Way
+from compiler.blocks.position import Buckets, Located, Place, Position, TransformerXL, Way
 from compiler.errors import nearest
 from compiler.graph.ir import Value
 from compiler.graph.sizes import Size
@@ -49,24 +50,36 @@ class QKNorm(Args):
     scale: Flag = True
 
 
+class OutGate(Args):
+    """What heads give times ``act`` of a linear map of the input, by channel or by head (arXiv:2505.06708)."""
+
+    act: Annotated[Literal["sigmoid", "silu", "tanh"], Word] = "sigmoid"
+    by: Annotated[Literal["channel", "head"], Word] = "channel"
+
+
 @block
 class Attention(Block):
     """softmax(mask(scale * q k)) v. ``window``: only keys nearer than this, the query's own among them (with
     ``causal: false`` on both sides); ``softcap`` on the scores;
-    `from: {context: name}` takes keys and values from another value (cross-attention, not causal)."""
+    `from: {context: name}` takes keys and values from another value (cross-attention, not causal). Further ports:
+    ``table`` of `position: buckets`; ``added``, numbers [heads queries keys] or fewer of these axes that are added to
+    the scores; ``prefix``, an input of kind count: so many first positions are seen by all (prefix LM)."""
 
     kind: ClassVar[str] = "attention"
-    ports: ClassVar[tuple[str, ...]] = ("context",)
+    ports: ClassVar[tuple[str, ...]] = ("context", "table", "added", "prefix")
     heads: Annotated[Count, Dim("heads")]
     kv_heads: Annotated[Count, Dim("kv_heads")]
     head_dim: Annotated[Count, Dim("head_dim")]
     causal: Flag = True
     window: OptionalCount = None
+    chunk: OptionalCount = None  # keys of the query's own chunk of so many positions only (Llama 4)
     position: Annotated[Position | None, Word] = None
     scale: OptionalNumber = None  # default: head_dim ** -0.5
     softcap: OptionalPositive = None
     bias: Biases = Biases()
     qk_norm: QKNorm | None = None
+    sinks: Flag = False  # a learned logit a head, of a key more whose value is 0 (gpt-oss, arXiv:2508.10925)
+    out_gate: OutGate | None = None
     over: Annotated[str, Word] = "seq"  # the axis attended along
 
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
@@ -87,19 +100,43 @@ class Attention(Block):
         v = env.linear(source, "value", kv, bias=self.bias.value)
         if self.qk_norm is not None:
             q, k = _qk_norm(env, q, "query_norm", self.qk_norm), _qk_norm(env, k, "key_norm", self.qk_norm)
-        way = self.position.way if self.position else Way()
-        q, k = way.located(Place(env, x, source, self.over, keys), q, k)
         causal = self.causal and context is None
+        way = self.position.way if self.position else Way()
+        reach = min((n for n in (self.window, self.chunk) if n is not None), default=None)
+        at = way.located(Place(env, x, source, self.over, keys, causal, ports.get("table"), reach), q, k)
+        self._one_meaning(at, way, ports, causal)
         lengths = None if causal else env.lengths(keys)
         if lengths is not None and source.type.size(keys) != Size.symbol(keys):
             size = source.type.size(keys)
             text = f"attention along {keys} = {size}: the entries of a row are no longer those of the input"
             raise Fault("varying-size", text, (), f"a fixed size: {keys} as a dim")
         h = b.attend(
-            q, k, v, causal=causal, window=self.window, scale=self.scale, softcap=self.softcap,
-            queries=self.over, keys=keys, lengths=lengths,
+            at.q, at.k, v, causal=causal, window=self.window, scale=self.scale, softcap=self.softcap, chunk=self.chunk,
+            queries=self.over, keys=keys, bias=at.bias, given=at.given, added=ports.get("added"),
+            prefix=ports.get("prefix"),
+            lengths=lengths,
+            sinks=env.weight("sinks", [("heads", self.heads)], init="zeros") if self.sinks else None,
         )  # fmt: skip
+        if self.out_gate is not None:
+            pairs = [("heads", self.heads), ("head_dim", self.head_dim)][: 2 if self.out_gate.by == "channel" else 1]
+            gate = getattr(b, self.out_gate.act)(env.linear(x, "gate", pairs))
+            h = b.arrange(b.mul(h, gate), h.axes)
         return env.linear(h, "out", [(x.axes[-1], x.type.sizes[-1])], over=("heads", "head_dim"), bias=self.bias.out)
+
+    def _one_meaning(self, at: Located, way: Way, ports: Mapping[str, Value], causal: bool) -> None:
+        """Raises Fault for ports and options that say nothing together."""
+        if "table" in ports and not isinstance(way, Buckets):
+            allowed = ("position: buckets",)
+            raise Fault("unknown-port", "the port table is for attention with position: buckets", allowed, key="from")
+        if self.softcap and isinstance(way, TransformerXL):
+            raise Fault("conflicting-keys", "transformer_xl has no soft cap on its scores", key="softcap")
+        if "added" in ports and at.bias is not None:
+            raise Fault(
+                "conflicting-keys", "added is for attention whose positions add nothing to scores", key="position"
+            )
+        if "prefix" in ports and (not causal or self.window or self.chunk):
+            text = "a prefix is for causal attention without a window or chunks"
+            raise Fault("conflicting-keys", text, key="window" if self.window else "chunk" if self.chunk else "causal")
 
 
 def _key_axis(context: Value) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, model_validator
@@ -10,29 +11,47 @@ from pydantic_core import PydanticCustomError
 
 from compiler.errors import nearest
 from compiler.graph.ir import Value
+from compiler.graph.sizes import smaller
+from compiler.graph.types import TensorType
 from compiler.language.env import Env
-from compiler.language.fields import Args, Flag, Fraction, OptionalPositive, Positive, Word
-from compiler.ops import frequencies
+from compiler.language.fields import Args, Count, Flag, Fraction, OptionalPositive, Positive, Word
+from compiler.language.scope import Fault
+from compiler.ops import bias, frequencies
+from compiler.ops.bias import Bias
 from compiler.ops.frequencies import Scaling
+from compiler.ops.leaves import Constant
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where positions are wanted: what queries and keys were made from, and the axes along which they lie."""
+    """Where positions are wanted: what queries and keys were made from, and the axes along which they lie; ``table``:
+    the value of that port."""
 
     env: Env
     x: Value
     source: Value
     queries: str
     keys: str
+    causal: bool
+    table: Value | None = None
+    reach: int | None = None  # the nearest keys that are seen, where not all are
+
+
+@dataclass(frozen=True)
+class Located:
+    """Queries and keys that know their positions, or what is added to their scores."""
+
+    q: Value
+    k: Value
+    bias: Bias | None = None
+    given: Mapping[str, Value] = field(default_factory=dict)
 
 
 class Way(Args):
     """One way of knowing positions."""
 
-    def located(self, at: Place, q: Value, k: Value) -> tuple[Value, Value]:
-        """Queries and keys that know their positions."""
-        return q, k
+    def located(self, at: Place, q: Value, k: Value) -> Located:
+        return Located(q, k)
 
 
 class Linear(Args):
@@ -138,19 +157,88 @@ class Rope(Way):
     pairs: Annotated[Literal["half", "interleaved"], Word] = "half"
     scaling: Scaled | None = None
 
-    def located(self, at: Place, q: Value, k: Value) -> tuple[Value, Value]:
+    def located(self, at: Place, q: Value, k: Value) -> Located:
         b = at.env.b
         how: dict[str, Any] = {"theta": self.theta, "fraction": self.fraction, "pairs": self.pairs}
         if self.scaling is not None:
             how["scaling"] = self.scaling.made()
         q = b.rotate(q, b.positions(at.x, at.queries), **how)
-        return q, b.rotate(k, b.positions(at.source, at.keys), **how)
+        return Located(q, b.rotate(k, b.positions(at.source, at.keys), **how))
+
+
+def between_two(at: Place, what: str) -> None:
+    """Raises Fault where queries and keys are not places of one sequence."""
+    if at.queries != at.keys or at.x is not at.source:
+        raise Fault("axis-mismatch", f"{what} is of distances within one sequence, not to a context", key="position")
+
+
+class ALiBi(Way):
+    """Each head's scores fall with the distance, by a slope of its own that is not learned (arXiv:2108.12409)."""
+
+    def located(self, at: Place, q: Value, k: Value) -> Located:
+        between_two(at, "alibi")
+        made = slopes(int(q.type.size("heads").constant))
+        t = TensorType.make([("heads", len(made))], "float32")
+        (value,) = at.env.b.append(Constant(tuple(made)), (), (t,))
+        return Located(q, k, bias.Slopes(), {"slopes": value})
+
+
+def slopes(heads: int) -> list[float]:
+    """2 ** (-8 i / heads) for i from 1 on; where heads is no power of two, those of the power below and every other one
+    of the power above (arXiv:2108.12409, section 3, and its code)."""
+    whole = 1 << (heads.bit_length() - 1)
+    found = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
+    return found + [2 ** (-4 * (i + 1) / whole) for i in range(0, 2 * (heads - whole), 2)]
+
+
+class Buckets(Way):
+    """A learned number for each head and range of distances (T5, arXiv:1910.10683, section 2.1): half of the buckets
+    for one distance each, the rest ever wider up to ``distance``. Where attention is not causal, half of them for keys
+    ahead. The table is this block's own, or the port ``table``'s: `from: {table: name}`, shared by all that name it."""
+
+    count: Count = 32  # that of the port's table, where it is given
+    distance: Count = 128  # from which on all share the last bucket
+
+    def located(self, at: Place, q: Value, k: Value) -> Located:
+        between_two(at, "buckets")
+        pairs = [("buckets", self.count), ("heads", q.type.size("heads"))]
+        table = at.table if at.table is not None else at.env.weight("bucket_table", pairs, init="normal(0.02)")
+        count = int(table.type.size("buckets").constant)
+        return Located(q, k, bias.Buckets(count, self.distance, not at.causal), {"table": table})
+
+
+class TransformerXL(Way):
+    """Scores also by a key for each distance, a linear map of its sinusoids, with two learned vectors a head added to
+    the queries: one for the keys of tokens, one for those of distances (arXiv:1901.02860, section 3.3). The keys of
+    distances are computed once a request."""
+
+    theta: Positive = 10_000.0
+    biases: Flag = True  # the two vectors, u and v in the paper
+
+    def located(self, at: Place, q: Value, k: Value) -> Located:
+        between_two(at, "transformer_xl")
+        if not at.causal:
+            raise Fault("axis-mismatch", "transformer_xl has no keys for positions ahead: needs causal", key="position")
+        env, b = at.env, at.env.b
+        length = at.x.type.size(at.queries)
+        far = b.distances(length if at.reach is None else smaller(at.reach, length))
+        waves = b.sinusoid(far, at.x.axes[-1], at.x.type.sizes[-1], theta=self.theta)
+        pairs = [("heads", q.type.size("heads")), ("head_dim", q.type.size("head_dim"))]
+        keys = env.linear(waves, "position", pairs)
+        content = places = q
+        if self.biases:
+            u, v = (env.compute(env.weight(f"{name}_bias", pairs, init="zeros")) for name in ("content", "position"))
+            content, places = (b.arrange(b.add(q, x), q.axes) for x in (u, v))
+        return Located(content, k, bias.Relative(), {"position_queries": places, "position_keys": keys})
 
 
 class Position(Args):
     """How attention knows positions: one of these, by its name or with its options."""
 
     rope: Rope | None = None
+    alibi: ALiBi | None = None
+    buckets: Buckets | None = None
+    transformer_xl: TransformerXL | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -38,5 +38,7 @@ LEGEND: dict[str, str] = {
     "kernel_height": "entries of a convolution's kernel along the height; kernel_<axis> for any other axis",
     "kernel_width": "the same along the width",
     "conv_groups": "groups of channels, each of which a convolution sees alone",
+    "distance": "how far a key lies before its query, from 0 on",
+    "buckets": "ranges of distances that share a number",
     "positions": "rows of a table of absolute positions",
 }

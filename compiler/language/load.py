@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from compiler.errors import Position, Problem, Problems, SpecError, nearest
+from compiler.language import table
 from compiler.language.scope import shown
 from compiler.language.spec import BlockSpec, Dtypes, InputSpec, Spec, WeightsSpec
 from compiler.source.yaml import YList, YMap, load_file, load_text
@@ -56,13 +57,19 @@ def find(name: str, beside: Path | None = None) -> Path:
 
 
 def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Document:
-    """Reads, merges and checks the top of a spec. Raises SpecError with all problems found."""
+    """Reads, merges and checks the top of a spec; `spec@row` with the sizes of a row of its table. Raises SpecError
+    with all problems found."""
     problems = Problems()
     files: list[Path] = []
-    raw = _read(find(str(name)), files, problems)
+    base, size = table.apart(str(name))
+    path = find(base)
+    row = table.row(path, size) if size is not None else {}
+    raw = _read(path, files, problems)
     problems.raise_if_any()
     assert raw is not None
-    return check(raw, tuple(files), overrides)
+    if size is not None:
+        raw.set("name", f"{raw['name']}-{size}", Position(str(path.with_suffix(".csv")), 0, 0))
+    return check(raw, tuple(files), {**row, **(overrides or {})})
 
 
 def loads(text: str, file: str = "<spec>", overrides: Mapping[str, Any] | None = None) -> Document:

@@ -163,6 +163,8 @@ def _inputs(spec: Spec, raw: YMap, scope: Scope, b: Builder) -> dict[str, Value]
             pairs: list[tuple[str, SizeLike]]
             if i.kind == "tokens":
                 pairs = [("batch", BATCH), ("seq", SEQ)]
+            elif i.kind == "count":
+                pairs = [("batch", BATCH)]
             elif i.kind == "features":
                 pairs = [("batch", BATCH), *((a, scope.dims.get(a, Size.symbol(a))) for a in i.axes or [])]
             else:
@@ -173,7 +175,7 @@ def _inputs(spec: Spec, raw: YMap, scope: Scope, b: Builder) -> dict[str, Value]
                 where = table.value_position.get(name) if isinstance(table, YMap) else None
                 e.tell(scope.problems, where, f"inputs.{name}: ")
             continue
-        dtype = "int32" if i.kind == "tokens" else "float32"
+        dtype = "int32" if i.kind in ("tokens", "count") else "float32"
         values[name] = input_leaf(b, name, TensorType.make(pairs, dtype))
         for axis, size in pairs[1:]:
             if isinstance(size, Size) and not size.is_constant and f"{axis}_lengths" not in values:

@@ -26,10 +26,11 @@ MAX_AXES = 16  # of one tensor
 
 
 class InputSpec(BaseModel):
-    """One input of the model: `tokens` (batch seq), `features` (batch and the axes given), `image`, `video`."""
+    """One input of the model: `tokens` (batch seq), `features` (batch and the axes given), `image`, `video`, or
+    `count`: a whole number for each row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["tokens", "features", "image", "video"]
+    kind: Literal["tokens", "features", "image", "video", "count"]
     axes: list[str] | None = Field(
         default=None, description="features: axis names; a dim gives a fixed size, others vary"
     )

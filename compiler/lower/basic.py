@@ -171,6 +171,11 @@ def _pad(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     return (jnp.pad(x, widths),)
 
 
+@lowers(leaves.Distances)
+def _distances(ctx: Context, node: Node) -> tuple[Array, ...]:
+    return (jnp.arange(ctx.length(node.result, "distance"), dtype=jnp.int32),)
+
+
 @lowers(leaves.Positions)
 def _positions(ctx: Context, node: Node, start: Array | None = None) -> tuple[Array, ...]:
     batch, size = ctx.shape(node.result)

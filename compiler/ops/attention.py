@@ -184,6 +184,9 @@ class Attend(_Attention):
         if axis == self.keys:
             streams = self.causal and self.queries == self.keys and not isinstance(self.bias, Dense)
             return Along.STATEFUL if streams else Along.LOOKAHEAD
+        if axis == self.queries:  # counted from the first query of a call, which is not where the sequence begins
+            fixed = self.window is None and (not self.by_position or isinstance(self.bias, Dense))
+            return Along.POINTWISE if fixed else Along.LOOKAHEAD
         return Along.POINTWISE
 
     def stream(self, s: Streaming, ins: Sequence[Value]) -> tuple[Value, ...]:
@@ -329,15 +332,23 @@ def attend(
     chunk: int | None = None,
     bias: Bias | None = None,
     given: Mapping[str, Value] | None = None,
+    added: Value | None = None,
     prefix: Value | None = None,
     lengths: Value | None = None,
     sinks: Value | None = None,
 ) -> Value:
     """Scaled dot-product attention; scale defaults to head_dim ** -0.5. Grouped and multi-query by sizes. ``chunk``: a
-    query sees its own chunk of so many positions. ``bias``: what is added to the scores, from the operands ``given`` by
-    name. ``prefix`` [batch]: keys before it are seen by all queries. ``sinks`` [heads]: logits of one key more, whose
-    value is 0 (arXiv:2309.17453; gpt-oss)."""
+    query sees its own chunk of so many positions. ``bias``: what positions add to the scores, from the operands
+    ``given`` by name; ``added``: any numbers, [heads queries keys] or fewer of these axes (and batch), where the keys'
+    axis has another name than the queries'. ``prefix`` [batch]: keys before it are seen by all queries. ``sinks``
+    [heads]: logits of one key more, whose value is 0 (arXiv:2309.17453; gpt-oss)."""
     dim = q.axes[-1]
+    if added is not None:
+        others = [a for a in added.axes if a not in ("batch", "heads", queries)]
+        if len(others) > 1:
+            wanted = f"axes heads, {queries} and one for the keys"
+            raise TypeProblem("axis-mismatch", f"what is added to scores has {wanted}, found [{' '.join(added.axes)}]")
+        bias, given = Dense(*others), {"added": added}
     if scale is None:
         scale = float(q.type.size(dim).constant) ** -0.5
     op = Attend(queries, keys, bool(causal), window, scale=float(scale), softcap=softcap, dim=dim, chunk=chunk,

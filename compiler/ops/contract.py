@@ -87,6 +87,7 @@ class Op:
 
     name: ClassVar[str] = ""
     differentiable: ClassVar[bool] = True
+    once: ClassVar[bool] = False  # takes nothing, and what comes of it is computed once a request and kept
 
     # -- the contract
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:

@@ -120,6 +120,36 @@ class Positions(Op):
         return Role.WHOLE if axis == self.axis else Role.PARALLEL
 
 
+@op
+@dataclass(frozen=True)
+class Distances(Op):
+    """0, 1, … [distance]: how far back a sequence reaches, as long as the sequence where it is whole and as long as
+    the cache where it comes in pieces. What is made of it alone does not change with the tokens: computed once a
+    request."""
+
+    name: ClassVar[str] = "distances"
+    differentiable: ClassVar[bool] = False
+    once: ClassVar[bool] = True
+    size: Size = Size.of(1)
+
+    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
+        return (TensorType.make([("distance", self.size)], "int32"),)
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> tuple[Value | None, ...]:
+        return ()
+
+    def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
+        return Role.WHOLE
+
+
+@function
+def distances(b: Builder, size: Size) -> Value:
+    """Distances from 0 on [distance], int32; ``size``: how many."""
+    return b.one(Distances(size))
+
+
 @function
 def constant(b: Builder, value: float | Size, dtype: str = "float32") -> Value:
     """A scalar. A size is always that of the whole axis, also where it is sharded."""

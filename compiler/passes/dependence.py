@@ -58,8 +58,9 @@ def _walk(graph: Graph, stream: str, found: Dependence, region: Graph | None) ->
             _repeat(node, node.op, stream, found)
         elif not node.operands:
             # positions along the stream belong to it; arguments were set by the repeat
+            own = STATIC if node.op.once else FREE
             for v in node.results:
-                level.setdefault(v.id, STREAMING if "seq" in v.axes else FREE)
+                level.setdefault(v.id, STREAMING if "seq" in v.axes else own)
         else:
             inherited = max(level[v.id] for v in node.operands)
             for v in node.results:

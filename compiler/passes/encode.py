@@ -46,7 +46,7 @@ class Encode(Replay):
                 self.map[old] = region.stacked(self.map[v.id])
         for inner in op.body.nodes:
             if (
-                inner.operands
+                (inner.operands or inner.op.once)
                 and all(v.id in self.map for v in inner.operands)
                 and (self.flows.is_static(inner) or self.flows.is_free(inner))
             ):

@@ -20,6 +20,7 @@ from compiler.passes.commit import commit
 from compiler.passes.dependence import dependence
 from compiler.passes.encode import Encode
 from compiler.passes.keep_last import keep_last
+from compiler.passes.lengthen import lengthen
 from compiler.passes.prune import prune
 from compiler.passes.streaming import Pending, Streaming
 
@@ -65,11 +66,12 @@ def phase_graph(
                 ("forward",),
             )
         )
-    flows = dependence(model.graph, model.streaming_input)
+    whole = lengthen(model.graph)
+    flows = dependence(whole, model.streaming_input)
     if phase == "encode":
-        return PhaseGraph(phase, prune(Encode(flows).run(model.graph)))
+        return PhaseGraph(phase, prune(Encode(flows).run(whole)))
     streaming = Streaming(flows, deferred=phase in ("verify", "commit"), fresh=fresh, caches=caches)
-    graph = streaming.run(model.graph)
+    graph = streaming.run(whole)
     streaming.problems.raise_if_any(PhaseError)
     if phase == "commit":
         return PhaseGraph(phase, commit(streaming.pendings))

@@ -38,7 +38,12 @@ graph:
 """
 LAST = "  - {unembed: {tied: table, softcap: 4.0}}\n"
 BLOCKS = {
-    "attention": ["attention: {position: rope, window: 3, softcap: 5.0, bias: true, qk_norm: {eps: 0.001}}"],
+    "attention": [
+        "attention: {position: rope, window: 3, softcap: 5.0, bias: true, qk_norm: {eps: 0.001}}",
+        "attention: {position: {buckets: {count: 4, distance: 3}}, sinks: true, out_gate: {by: head}}, name: second",
+        "attention: {position: alibi, chunk: 3, out_gate: {act: silu}}, name: third",
+        "attention: {position: transformer_xl}, name: fourth",
+    ],
     "conv": ["conv: {to: embed, kernel: 3, groups: 2, bias: true, over: seq}"],
     "embed": [],
     "gain": ["gain: {act: tanh}"],
@@ -130,7 +135,7 @@ def test_every_op_has_differences() -> None:
     """Leaves take nothing; collectives are made after differentiation, and what writes state has no way back."""
     forward = {n.op.name for c in DIFFERENTIABLE for n, _ in c.graph().walk()} | {"repeat"}
     back = {n.op.name for c in DIFFERENTIABLE for n, _ in c.gradient_graph().walk()}
-    elsewhere = {*ADDED_BY["partition"], *ADDED_BY["phase"], "positions", "stop_gradient"}
+    elsewhere = {*ADDED_BY["partition"], *ADDED_BY["phase"], "positions", "distances", "stop_gradient"}
     ops = {name: op for name, op in OPS.items() if not issubclass(op, Leaf) and name not in elsewhere}
     assert {name for name, op in ops.items() if op.differentiable} <= forward
     assert {name for name, op in ops.items() if not op.differentiable} <= back

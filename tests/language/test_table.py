@@ -1,0 +1,74 @@
+"""Families in a table: the 50 models of Chinchilla's table A9, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compiler.errors import SpecError
+from compiler.language import table
+from compiler.language.load import models_folder
+from compiler.language.model import load
+
+A9 = models_folder() / "chinchilla-a9.yaml"
+SPEC = """
+name: family
+dims: {vocab: 8, embed: 4}
+args: {layers: 2}
+graph: [embed, {repeat: {times: layers, cycle: [gelu]}}]
+"""
+
+
+def test_the_models_of_table_a9_have_the_printed_parameters() -> None:
+    """Within 0.8 %, and within 0.15 % from 425 million on: the table is rounded, and counts no norms or biases."""
+    rows = table.rows(A9)
+    assert len(rows) == 50
+    for name in rows:
+        printed = int(name) * 1e6
+        found = load(f"chinchilla-a9@{name}").parameter_count()
+        assert found == pytest.approx(printed, rel=0.0015 if printed >= 425e6 else 0.008), name
+    made = load("chinchilla-a9@3530")  # where heads * head_dim is not the width
+    assert made.name == "chinchilla-a9-3530" and made.dims["heads"] * made.dims["head_dim"] == 2816
+    assert made.dims["embed"] == 2688 and made.spec.args["layers"] == "36"
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("chinchilla-70b", 70.055), ("gopher-280b", 279.70), ("chinchilla-draft-4b", 4.122)]
+)
+def test_embedding_and_matrices_of_the_published_models(name: str, billions: float) -> None:
+    """What the papers count; norms and the two vectors of relative positions are 0.004 % more."""
+    made = load(name)
+    matrices = [
+        int(t.elements.constant)
+        for label, (op, t) in made.parameters.items()
+        if op.inputs is not None or label == "embed.table"
+    ]
+    assert sum(matrices) / 1e9 == pytest.approx(billions, abs=0.0005 if billions < 100 else 0.005)
+    assert made.parameter_count() == pytest.approx(sum(matrices), rel=1e-4)
+
+
+def refused(name: str) -> tuple[str, str]:
+    with pytest.raises(SpecError) as caught:
+        load(name)
+    (problem,) = caught.value.problems
+    return problem.code, problem.message
+
+
+def test_rows_that_do_not_exist_and_tables_that_are_none(tmp_path: Path) -> None:
+    assert refused("chinchilla-a9@45") == ("unknown-spec", "chinchilla-a9 has no size called 45")
+    code, message = refused("chinchilla-70b@2")
+    assert code == "file-missing" and "no chinchilla-70b.csv beside it" in message
+    spec = tmp_path / "family.yaml"
+    spec.write_text(SPEC)
+    sizes = tmp_path / "family.csv"
+    sizes.write_text("# where they are from\nsize,embed,layers\nsmall,4,1\n\nlarge, 16, 3\n")
+    assert load(f"{spec}@large").dims["embed"] == 16
+    assert load(f"{spec}@large", {"embed": 6}).dims["embed"] == 6
+    sizes.write_text("size,embed\nsmall,4\nsmall,5\n")
+    code, message = refused(f"{spec}@small")
+    assert (code, message.split(",")[0]) == ("bad-table", "family.csv: two rows are called small")
+    sizes.write_text("size,embed\nsmall,4,5\n")
+    assert refused(f"{spec}@small")[0] == "bad-table"
+    sizes.write_text("size,width\nsmall,4\n")
+    assert refused(f"{spec}@small") == ("unknown-name", "no dim or arg is called width")
