@@ -22,7 +22,12 @@ def _pool(kind: str, size: int, stride: int, padding: Any = "same") -> Case:
     def build(b: Any, x: Any) -> Any:
         return b.pool(x, kind, over=["height", "width"], window=size, stride=stride, padding=padding)
 
-    return Case(f"pool_{kind}_{size}_{stride}", {"x": IMAGE}, build, lambda x: ref.pool(x, kind, size, stride, padding))
+    return Case(
+        f"pool_{kind}_{size}_{stride}_{padding}",
+        {"x": IMAGE},
+        build,
+        lambda x: ref.pool(x, kind, size, stride, padding),
+    )
 
 
 def _depthwise(x: Any, kernel: Any) -> Any:
