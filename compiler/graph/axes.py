@@ -28,6 +28,7 @@ LEGEND: dict[str, str] = {
     "rnn": "width of a recurrence",
     "blocks": "blocks of a block-diagonal matrix",
     "window": "taps of a short convolution",
+    "hidden": "result of a linear map whose size no dim names",
     "image": "images or videos that belong to one row",
     "frame": "frames of a video",
     "frames": "positions of sound or of other features",

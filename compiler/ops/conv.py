@@ -118,7 +118,7 @@ class ConvInput(_Conv):
 
     name: ClassVar[str] = "conv_input"
     differentiable: ClassVar[bool] = False
-    groups: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()  # axes that input, kernel and result have
     sizes: tuple[Size, ...] = ()  # of the input along the windows' axes
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
@@ -144,7 +144,7 @@ class ConvKernel(_Conv):
 
     name: ClassVar[str] = "conv_kernel"
     differentiable: ClassVar[bool] = False
-    groups: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()  # axes that input, kernel and result have
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         x, g = ins

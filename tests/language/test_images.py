@@ -65,6 +65,15 @@ graph: [{{conv: {{to: 10, kernel: 1}}}}, half]
     assert axes(loads(text), "logits") == {"batch": "batch", "height": "4", "width": "6", "hidden": "6"}
 
 
+def test_a_block_that_nothing_uses_may_speak_of_its_input() -> None:
+    """Of what it is not known; what is wrong in it all the same is told."""
+    text = f"{HEAD}inputs: {{x: {{kind: image, size: [4, 6]}}}}\n"
+    text += "blocks: {b: {body: [{linear: {to: 2 * channel}}]}}\n"
+    assert loads(text + "graph: [relu]\n").warnings == ("nothing uses the block b",)
+    with pytest.raises(SpecError, match="unknown name chanel"):
+        loads(text.replace("* channel", "* chanel") + "graph: [relu]\n")
+
+
 def test_a_dim_stands_before_an_axis_of_the_input() -> None:
     text = f"{HEAD}inputs: {{x: {{kind: features, axes: [seq, wide]}}}}\nblocks: {{b: {{body: [{{linear: embed}}]}}}}\n"
     made = loads(text.replace("mlp: 8", "mlp: 8, wide: 5") + "graph: [{linear: {to: 7}}, b]\n")
