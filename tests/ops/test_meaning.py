@@ -11,7 +11,7 @@ from tests.ops.build import Case, close
 from tests.ops.cases import CASES
 
 TESTED_ELSEWHERE = {  # leaves, regions (tests/passes), collectives (tests/lower), state (test_state)
-    "input", "parameter", "argument", "state", "constant", "positions", "repeat", *ADDED_BY["partition"],
+    "input", "parameter", "argument", "state", "constant", "positions", "distances", "repeat", *ADDED_BY["partition"],
     *ADDED_BY["phase"],
 }  # fmt: skip
 
