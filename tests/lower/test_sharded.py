@@ -38,6 +38,9 @@ def results() -> dict[str, dict[str, Any]]:
     return {r["case"]: r for r in map(json.loads, done.stdout.splitlines())}
 
 
+pytestmark = pytest.mark.slow  # whole models: test_strategies_on_devices has a few of each kind in the fast run
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_two_devices_equal_one(case: str) -> None:
     assert results()[case]["worst"] < 1e-5

@@ -71,7 +71,16 @@ BLOCKS = {
 SIZES = {"batch": 2, "seq": 5}
 
 
-@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=lambda c: c.id)
+# Many products by many small steps: half a minute together, with `make slow`.
+LONG = {
+    "attend_relative_blocked", "attend_buckets", "attend_dense", "attend_chunks_both_ways", "attend_both_ways_tiles",
+    "attend_cross_blocked",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow if c.id in LONG else (), id=c.id) for c in DIFFERENTIABLE]
+)
 def test_an_op_s_gradient_equals_differences(case: Case) -> None:
     forward, back = widened(case.graph()), widened(case.gradient_graph())
     arrays = wide_arrays(case.arrays())
