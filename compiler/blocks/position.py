@@ -235,6 +235,7 @@ class TransformerXL(Way):
 class Position(Args):
     """How attention knows positions: one of these, by its name or with its options."""
 
+    bare: ClassVar[tuple[str, ...]] = ("string",)
     rope: Rope | None = None
     alibi: ALiBi | None = None
     buckets: Buckets | None = None
