@@ -62,7 +62,7 @@ class Session:
         self.state = self._prefill.empty_state()
         self.awaited = {k for k, (s, _) in phase_graph(model, "decode").states().items() if s.kind == "context"}
         self.lengths = np.zeros(batch, np.int64)
-        if self.awaited and all(i.kind == "tokens" for i in model.spec.inputs.values()):
+        if self.awaited and all(i.streams for i in model.spec.inputs.values()):
             self.encode({}, {})
 
     def encode(self, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
@@ -80,7 +80,7 @@ class Session:
     def _check(self, tokens: np.ndarray, counts: np.ndarray) -> None:
         """Raises BlockgraphError, before anything is extended, for what the call cannot take."""
         if self.awaited:
-            names = ", ".join(n for n, i in self.model.spec.inputs.items() if i.kind != "tokens")
+            names = ", ".join(n for n, i in self.model.spec.inputs.items() if not i.streams)
             raise BlockgraphError(Problem("missing-input", f"call encode first: the model also reads {names}"))
         need = int((self.lengths + counts).max())
         if need > self.capacity:

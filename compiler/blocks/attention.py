@@ -31,6 +31,7 @@ from compiler.language.scope import Fault, divisors
 class Biases(Args):
     """Which projections have biases."""
 
+    bare: ClassVar[tuple[str, ...]] = ("boolean", "string")
     query: Flag = False
     key: Flag = False
     value: Flag = False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, ValidationInfo, model_validator
+from pydantic import ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from compiler.errors import nearest
@@ -232,17 +232,10 @@ class TransformerXL(Way):
         return Located(content, k, bias.Relative(), {"position_queries": places, "position_keys": keys})
 
 
-def _or_word(schema: dict[str, Any]) -> None:
-    """In the JSON Schema: a name stands for the option of that name."""
-    own = dict(schema)
-    schema.clear()
-    schema["anyOf"] = [{"enum": list(own["properties"])}, own]
-
-
 class Position(Args):
     """How attention knows positions: one of these, by its name or with its options."""
 
-    model_config = ConfigDict(json_schema_extra=_or_word)
+    bare: ClassVar[tuple[str, ...]] = ("string",)
     rope: Rope | None = None
     alibi: ALiBi | None = None
     buckets: Buckets | None = None

@@ -41,6 +41,16 @@ class Args(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
     shorthand: ClassVar[str | None] = None  # the field that a bare value fills: `scale: 2`
+    bare: ClassVar[tuple[str, ...]] = ()  # JSON types of what may stand for the whole mapping
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
+        """Of options inside a kind's: those of a kind itself are in ``json_schema``."""
+        made = handler(core)
+        kinds = cls.bare or (("number", "string") if cls.shorthand and not hasattr(cls, "kind") else ())
+        if kinds:
+            handler.resolve_ref_schema(made)["type"] = ["object", *kinds]
+        return made
 
     @model_validator(mode="before")
     @classmethod

@@ -54,7 +54,7 @@ class Model:
     @property
     def streaming_input(self) -> str | None:
         """The token input that the sequence streams in over."""
-        return next((n for n, i in self.spec.inputs.items() if i.kind == "tokens"), None)
+        return next((n for n, i in self.spec.inputs.items() if i.streams), None)
 
     @property
     def unit(self) -> str:
@@ -161,11 +161,11 @@ def _inputs(spec: Spec, raw: YMap, scope: Scope, b: Builder) -> dict[str, Value]
     for name, i in spec.inputs.items():
         try:
             pairs: list[tuple[str, SizeLike]]
-            if i.kind == "tokens":
+            if i.kind == "tokens" and i.streams:
                 pairs = [("batch", BATCH), ("seq", SEQ)]
             elif i.kind == "count":
                 pairs = [("batch", BATCH)]
-            elif i.kind == "features":
+            elif i.kind in ("features", "tokens"):
                 pairs = [("batch", BATCH), *((a, scope.dims.get(a, Size.symbol(a))) for a in i.axes or [])]
             else:
                 pairs = [("batch", BATCH), *_pictures(i, scope)]
@@ -198,7 +198,7 @@ def _pictures(i: InputSpec, scope: Scope) -> list[tuple[str, SizeLike]]:
 
 
 def _chains(spec: Spec, raw: YMap, frame: Frame) -> dict[str, Value | None]:
-    tokens = next((n for n, i in spec.inputs.items() if i.kind == "tokens"), next(iter(spec.inputs), ""))
+    tokens = next((n for n, i in spec.inputs.items() if i.streams), next(iter(spec.inputs), ""))
     start = frame.values.get(tokens)
     graph, where = raw["graph"], raw.value_position["graph"]
     problems = frame.env.scope.problems

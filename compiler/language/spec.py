@@ -26,13 +26,14 @@ MAX_AXES = 16  # of one tensor
 
 
 class InputSpec(BaseModel):
-    """One input of the model: `tokens` (batch seq), `features` (batch and the axes given), `image`, `video`, or
-    `count`: a whole number for each row."""
+    """One input of the model: `tokens` (batch seq, or another axis), `features` (batch and the axes given), `image`,
+    `video`, or `count`: a whole number for each row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["tokens", "features", "image", "video", "count"]
     axes: list[str] | None = Field(
-        default=None, description="features: axis names; a dim gives a fixed size, others vary"
+        default=None,
+        description="features: axis names; a dim gives a fixed size, others vary. tokens: [axis] if they do not stream",
     )
     size: list[Any] | None = Field(default=None, description="image, video: height and width")
     channels: int = Field(default=3, ge=1, strict=True)
@@ -41,6 +42,11 @@ class InputSpec(BaseModel):
     )
     frames: Any = Field(default=None, description="video: frames of one")
     optional: bool = False
+
+    @property
+    def streams(self) -> bool:
+        """Whether it comes in piece by piece, along ``seq``."""
+        return self.kind == "tokens" and not self.axes
 
     @model_validator(mode="after")
     def _whole(self) -> InputSpec:
@@ -51,6 +57,9 @@ class InputSpec(BaseModel):
             needs("axes", "features need axes, such as [frames, width]")
         if self.kind in ("image", "video") and (self.size is None or len(self.size) != 2):
             needs("size", f"{'an image' if self.kind == 'image' else 'a video'} needs size: [height, width]")
+        if self.kind == "tokens" and self.axes and (len(self.axes) != 1 or self.axes[0] == "seq"):
+            text = "tokens lie along seq, or with axes: [name] along one axis of another name"
+            raise PydanticCustomError("bad-name", "{text}", {"text": text, "key": "axes"})
         for key, kinds in (("count", ("image", "video")), ("frames", ("video",)), ("size", ("image", "video"))):
             if getattr(self, key) is not None and self.kind not in kinds:
                 text = f"{key} is of {' and '.join(kinds)}, and this is {self.kind}"

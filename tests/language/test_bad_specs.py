@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tests.language.bad_blocks
-import tests.language.bad_images  # noqa: F401  (more of the table)
+import tests.language.bad_images
+import tests.language.bad_positions  # noqa: F401  (more of the table)
 from compiler.errors import BlockgraphError, PhaseError, Problem, SpecError
 from compiler.language import model
 from compiler.language.load import shipped

@@ -48,6 +48,30 @@ def test_embedding_and_matrices_of_the_published_models(name: str, billions: flo
     assert made.parameter_count() == pytest.approx(sum(matrices), rel=1e-4)
 
 
+PUBLISHED = {
+    # millions. T5: the published checkpoints; GPT-3: table D.1; PaLM: table 1; LaMDA: table 27, without the embedding
+    "t5": {"small": 60.506624, "base": 222.903552, "large": 737.668096, "3b": 2851.598336, "11b": 11307.321344},
+    "gpt3": {"125m": 125, "350m": 356, "760m": 760, "1.3b": 1320, "2.7b": 2650, "6.7b": 6660, "13b": 12_850,
+             "175b": 174_600},
+    "palm": {"8b": 8630, "62b": 62_500, "540b": 540_350},
+    "lamda": {"2b": 2100, "8b": 8600, "137b": 137_000},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_other_families_have_their_published_parameters(family: str) -> None:
+    assert set(table.rows(models_folder() / f"{family}.yaml")) == set(PUBLISHED[family])
+    for size, millions in PUBLISHED[family].items():
+        made = load(f"{family}@{size}")
+        counts = {label: int(t.elements.constant) for label, (_, t) in made.parameters.items()}
+        left_out = counts["embed.table"] if family == "lamda" else 0
+        exact = family == "t5"
+        assert sum(counts.values()) - left_out == pytest.approx(millions * 1e6, rel=0 if exact else 0.004, abs=0.5), (
+            size
+        )
+    assert load(family).parameter_count() in {load(f"{family}@{size}").parameter_count() for size in PUBLISHED[family]}
+
+
 def refused(name: str) -> tuple[str, str]:
     with pytest.raises(SpecError) as caught:
         load(name)

@@ -16,7 +16,7 @@ from compiler.language.model import Model
 from compiler.lower.graph import run
 from compiler.lower.program import Program
 from compiler.lower.registry import Context
-from compiler.ops.leaves import Input, State
+from compiler.ops.leaves import Input, Parameter, State
 from compiler.parallel.plan import Plan
 from compiler.passes.partition import Partitioned, partition
 from compiler.passes.pipeline import Pipeline, phase_pipeline, training_pipeline
@@ -84,7 +84,8 @@ def compare(
     staged = make(stages).run(model.graph) if stages else graph
     made = partition(staged, plan, sizes)
     verify(made.graph, after="partition")
-    arrays = leaves(model, graph, sizes)
+    read = {n.op.label for n in graph.leaves(Parameter) if isinstance(n.op, Parameter)}  # a phase may lack some
+    arrays = {k: x for k, x in leaves(model, graph, sizes).items() if k in read or k not in model.parameters}
     edit(arrays)
     alone = jax.jit(lambda x: run(graph, Context(sizes, x)))(arrays)
     shape = [*plan.mesh.values()]

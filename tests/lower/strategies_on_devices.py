@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "experts": ("mixtral-8x7b", SMALL | {"kv_heads": 2, "head_dim": 8, "layers": 2, "experts": 4}),
     "captioner": (str(SPECS / "captioner.yaml"), {}),  # cross-attention
     "one head": ("gemma-2b", SMALL | {"heads": 1, "kv_heads": 1, "head_dim": 8, "embed": 8, "mlp": 8, "layers": 1}),
+    "positions": (str(SPECS / "positions.yaml"), SMALL | {"kv_heads": 4}),  # biases by position
 }
 
 
@@ -80,6 +81,7 @@ PIPED = [
     Case("gemma2", "pipeline+context", "stage=2,context=4", micro=2, layers=8),
     Case("one key head", "pipeline+zero1", "stage=4,data=2", micro=4, layers=8),
     Case("experts", "pipeline+expert", "stage=2,expert=2", micro=2, layers=4),
+    Case("positions", "pipeline+tensor", "stage=2,model=2", micro=2, layers=4),
     Case("gemma2", "pipeline", "stage=2", micro=4, at_once=True, layers=8),
     Case("griffin", "pipeline+data", "stage=4,data=2", micro=4, at_once=True, layers=12),
     Case("experts", "pipeline", "stage=4", micro=8, at_once=True, layers=4),
@@ -112,10 +114,11 @@ FAST = [
     case("gemma2", "zero1", "data=4"), case("gemma2", "tensor+decode-length", "model=2", "decode"),
     case("one key head", "decode-length", "model=4", "decode"), case("griffin", "fsdp", "fsdp=4", "decode"),
     case("captioner", "data+context", "data=2,context=4"), PIPED[2], PIPED[11], BALANCED[1],
+    case("positions", "context", "context=4"),
 ]  # fmt: skip
 SLOW = [
     *(case(m, *s, "train") for m in MODELS for s in (*ALONE, *COMBINED)),
-    *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts")
+    *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts", "positions")
       for s in (("data", "data=8"), ("fsdp", "fsdp=4"), ("tensor", "model=2"), ("fsdp+tensor", "fsdp=4,model=2"),
                 ("decode-length", "model=4"), ("data+decode-length", "data=2,model=4"))),
     *PIPED, *BALANCED,
