@@ -298,24 +298,21 @@ def _attend_gradient(
     delta = jnp.sum(gl * ol, -1)
     precision = ctx.precision(jnp.float32 if q.dtype == jnp.float32 else q.dtype)
     n = kl.shape[2]
-    block = BLOCK if op.implementation == "blocked" else max(t, n)
-    qp, gp, sp, dp = (_padded(x, 1, block) for x in (ql, gl, sl, delta))
-    kp, vp = _padded(kl, 2, block), _padded(vl, 2, block)
-    if block == BLOCK:
-        i, j = pairs(op, t, n, True)
-    else:
-        i = j = np.zeros(1, np.int32)
+    blocked = op.implementation == "blocked"
+    size = {1: BLOCK if blocked else t, 2: BLOCK if blocked else n}  # of a tile: queries, keys
+    qp, gp, sp, dp = (_padded(x, 1, size[1]) for x in (ql, gl, sl, delta))
+    kp, vp = _padded(kl, 2, size[2]), _padded(vl, 2, size[2])
+    i, j = pairs(op, t, n, True) if blocked else (np.zeros(1, np.int32),) * 2
     q32, k32, v32 = (x.astype(jnp.float32) for x in (qp, kp, vp))
 
     def tile(carry: Any, ij: Any) -> tuple[Any, None]:
         dq, dk, dv = carry
-        qi, kj = ij[0] * block, ij[1] * block
-        cut = lambda x, at, axis=1: jax.lax.dynamic_slice_in_dim(x, at, block, axis)  # noqa: E731
+        qi, kj = ij[0] * size[1], ij[1] * size[2]
+        cut = lambda x, at, axis=1: _cut(x, at, size[axis], axis)  # noqa: E731
         qb, kb, vb, gb = cut(q32, qi), cut(k32, kj, 2), cut(v32, kj, 2), cut(gp, qi)
         scores = scores_of(op, cut(qp, qi), cut(kp, kj, 2), precision)
-        steps = jnp.arange(block)
-        keys = kj + steps
-        mask = sees(op, op.offset + qi + steps, jnp.where(keys < n, keys, -1)) & (qi + steps < t)[:, None]
+        queries, keys = qi + jnp.arange(size[1]), kj + jnp.arange(size[2])
+        mask = sees(op, op.offset + queries, jnp.where(keys < n, keys, -1)) & (queries < t)[:, None]
         if lengths is not None:
             mask = mask & (keys < lengths[:, None])[:, None]
         p = jnp.where(bias(mask), jnp.exp(scores - jnp.moveaxis(cut(sp, qi), 1, 3)[..., None]), 0.0)
