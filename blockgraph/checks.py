@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from blockgraph.meshes import Device, Move, moves
+from blockgraph.products import SAME, Difference, differences
 from compiler.check import Comparison, Expected, Flops, Match, collectives, compare, explained, flops
 from compiler.check.hlo import parse as parse_hlo
-from compiler.check.paths import under
 from compiler.errors import BlockgraphError, Problem
 from compiler.parallel.build import Built
 from compiler.targets.result import Result
-
-SAME = 1e-3  # FLOPs that differ by no more are told as equal
-UNNAMED = "(no name left)"
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Checked:
     unknown_loops: int  # whose trips the text does not give
     ours: float
     program: Flops
-    by_path: tuple[tuple[str, float, float], ...]  # path, ours, the program's: where they differ
+    by_path: tuple[Difference, ...]  # paths whose products differ
 
     @property
     def ratio(self) -> float | None:
@@ -52,7 +49,7 @@ class Checked:
             "flops": {
                 "expected": self.ours, "found": self.program.total, "ratio": self.ratio, "equal": self.same_flops,
                 "opaque": dict(self.program.opaque), "exact": self.program.exact,
-                "differ": [{"path": p, "expected": a, "found": b} for p, a, b in self.by_path],
+                "differ": [d.as_json() for d in self.by_path],
             },
         }  # fmt: skip
 
@@ -88,20 +85,8 @@ def check_text(built: Built, text: str, platform: str) -> Checked:
     compared = explained(compare(expected(moves(built, platform)), found.collectives), platform)
     return Checked(
         compared, found.instructions, found.asynchronous, len(found.unknown), sum(ours.values()), made,
-        tuple(_differing(ours, made)),
+        tuple(differences(built, ours, made, platform)),
     )  # fmt: skip
-
-
-def _differing(ours: dict[str, float], made: Flops) -> list[tuple[str, float, float]]:
-    """Paths whose products differ; what has no path of ours goes by its own name."""
-    paths = sorted(ours, key=len, reverse=True)
-    theirs: dict[str, float] = {}
-    for product in made.products:
-        path = next((p for p in paths if under(product.path, _scopes(p))), UNNAMED)
-        theirs[path] = theirs.get(path, 0.0) + product.flops * product.count
-    rows = [(p, ours.get(p, 0.0), theirs.get(p, 0.0)) for p in dict.fromkeys((*ours, *theirs))]
-    rows = [row for row in rows if abs(row[1] - row[2]) > SAME * max(row[1], row[2])]
-    return sorted(rows, key=lambda row: -abs(row[1] - row[2]))
 
 
 @dataclass(frozen=True)
