@@ -277,7 +277,7 @@ def _automatic(pairs: list[Row]) -> list[str]:
         "### Against the automatic style", "",
         "The same graph under `jit` with the same placement of every leaf and a sharding constraint on every "
         "activation: XLA's partitioner chooses the collectives. Bytes are those that a device sends in one call. Its "
-        "asynchronous permutes are pieces of products that the partitioner cut up (collective matrix multiplication).", "",
+        "asynchronous permutes are pieces of products that the partitioner cut up (collective matrix products).", "",
     ]  # fmt: skip
     head = ("call", "machine", "style", "instructions", "asynchronous", "of gathers", "bytes",
             "bytes that work waits for", "temporary GiB", "FLOPs")  # fmt: skip

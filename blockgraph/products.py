@@ -52,7 +52,8 @@ def differences(built: Built, ours: dict[str, float], made: Flops, platform: str
     found = (Difference(p, ours.get(p, 0.0), theirs.get(p, 0.0)) for p in dict.fromkeys((*ours, *theirs)))
     rows = sorted((d for d in found if not _near(d.expected, d.found)), key=lambda d: -abs(d.more))
     room = _room(built, platform)
-    rows = [replace(d, cause=_in_room(platform)) if _near(room.get(d.path, 0.0), d.found) else d for d in rows]
+    held = {d.path for d in rows if d.path in room and _near(room[d.path], d.found)}
+    rows = [replace(d, cause=_in_room(platform)) if d.path in held else d for d in rows]
     renamed = _renamed([d for d in rows if not d.cause])
     return [replace(d, cause=RENAMED) if d in renamed else d for d in rows]
 
