@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from blockgraph.meshes import Device, Move, moves
-from compiler.check import Comparison, Expected, Flops, Match, collectives, compare, flops
+from blockgraph.products import SAME, Difference, differences
+from compiler.check import Comparison, Expected, Flops, Match, collectives, compare, explained, flops
 from compiler.check.hlo import parse as parse_hlo
-from compiler.check.paths import under
 from compiler.errors import BlockgraphError, Problem
 from compiler.parallel.build import Built
 from compiler.targets.result import Result
-
-SAME = 1e-3  # FLOPs that differ by no more are told as equal
-UNNAMED = "(no name left)"
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Checked:
     unknown_loops: int  # whose trips the text does not give
     ours: float
     program: Flops
-    by_path: tuple[tuple[str, float, float], ...]  # path, ours, the program's: where they differ
+    by_path: tuple[Difference, ...]  # paths whose products differ
 
     @property
     def ratio(self) -> float | None:
@@ -52,7 +49,7 @@ class Checked:
             "flops": {
                 "expected": self.ours, "found": self.program.total, "ratio": self.ratio, "equal": self.same_flops,
                 "opaque": dict(self.program.opaque), "exact": self.program.exact,
-                "differ": [{"path": p, "expected": a, "found": b} for p, a, b in self.by_path],
+                "differ": [d.as_json() for d in self.by_path],
             },
         }  # fmt: skip
 
@@ -60,8 +57,13 @@ class Checked:
 def expected(found: Iterable[Move]) -> list[Expected]:
     """What the graph asks for, in the checker's words: scopes are joined by a slash there."""
     return [
-        Expected(m.kind, m.axes, m.dtype, m.bytes, m.times, m.path.replace(".", "/"), m.group, m.value) for m in found
+        Expected(m.kind, m.axes, m.dtype, m.bytes, m.times, _scopes(m.path), m.group, m.value, m.shape, m.along)
+        for m in found
     ]
+
+
+def _scopes(path: str) -> str:
+    return path.replace(".", "/")
 
 
 def check(built: Built, result: Result, platform: str) -> Checked:
@@ -80,23 +82,11 @@ def check_text(built: Built, text: str, platform: str) -> Checked:
     found = collectives(module, mesh)
     made = flops(module)
     ours = Device(built).flops()
-    compared = compare(expected(moves(built, platform)), found.collectives)
+    compared = explained(compare(expected(moves(built, platform)), found.collectives), platform)
     return Checked(
         compared, found.instructions, found.asynchronous, len(found.unknown), sum(ours.values()), made,
-        tuple(_differing(ours, made)),
+        tuple(differences(built, ours, made, platform)),
     )  # fmt: skip
-
-
-def _differing(ours: dict[str, float], made: Flops) -> list[tuple[str, float, float]]:
-    """Paths whose products differ; what has no path of ours goes by its own name."""
-    paths = sorted(ours, key=len, reverse=True)
-    theirs: dict[str, float] = {}
-    for product in made.products:
-        path = next((p for p in paths if under(product.path, p.replace(".", "/"))), UNNAMED)
-        theirs[path] = theirs.get(path, 0.0) + product.flops * product.count
-    rows = [(p, ours.get(p, 0.0), theirs.get(p, 0.0)) for p in dict.fromkeys((*ours, *theirs))]
-    rows = [row for row in rows if abs(row[1] - row[2]) > SAME * max(row[1], row[2])]
-    return sorted(rows, key=lambda row: -abs(row[1] - row[2]))
 
 
 @dataclass(frozen=True)
@@ -139,11 +129,11 @@ def _short(path: str) -> str:
 
 
 def _numbers(m: Match) -> tuple[int, int, int, int]:
-    """Runs and bytes of both sides. A merged or hoisted one is not counted again."""
-    asked = (m.count * len(m.expected), sum(e.bytes for e in m.expected) * m.count)
-    if "merged" in m.how:
-        return (*asked, 0, 0)
-    if "hoisted" in m.how or (len(m.found) > 1 and m.status in ("equal", "changed")):
-        runs = [min(c.count, m.count) for c in m.found]
-        return (*asked, sum(runs), sum(c.bytes * n for c, n in zip(m.found, runs, strict=True)))
-    return (*asked, m.count * len(m.found), sum(c.bytes for c in m.found) * m.count)
+    """Runs and bytes of both sides. One that was merged is not counted again."""
+    asked, found = sum(e.bytes for e in m.expected), zip(m.found, m.taken, strict=True)
+    return m.count * len(m.expected), asked * m.count, sum(m.taken), sum(c.bytes * n for c, n in found)
+
+
+def causes(comparison: Comparison) -> list[str]:
+    """Why matches are not as asked, each once, where that is known."""
+    return list(dict.fromkeys(m.cause for m in comparison.matches if m.cause))

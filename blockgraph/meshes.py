@@ -191,7 +191,8 @@ class Device:
 # -- what moves
 @dataclass(frozen=True)
 class Move:
-    """A collective. ``bytes`` of one device and run: of a gather the result, else the operand; ``sent`` by a ring."""
+    """A collective. ``bytes`` of one device and run: of a gather the result, else the operand; ``sent`` by a ring.
+    ``shape`` of the operand on one device, and at which of its places the axis is that is gathered or scattered."""
 
     kind: str
     axes: tuple[str, ...]
@@ -203,9 +204,11 @@ class Move:
     path: str
     why: str
     value: str
+    shape: tuple[int, ...] = ()
+    along: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"axes": list(self.axes)}
+        return dataclasses.asdict(self) | {"axes": list(self.axes), "shape": list(self.shape)}
 
 
 def moves(built: Built, platform: str = "tpu") -> list[Move]:
@@ -223,9 +226,10 @@ def moves(built: Built, platform: str = "tpu") -> list[Move]:
             kind, size = "all-to-all", size * (1 if getattr(op, "back", False) else op.shards)
         sent = float(op.cost(ins, outs).sent.evaluate(built.sizes))
         why = made.why.get(node.result.id, "") or f"{op.text().split('<')[0]} between shards"
+        shape, axis = tuple(int(n.constant) for n in ins[0].sizes), getattr(op, "axis", None)
         found.append(
             Move(kind, op.mesh_axes, op.shards, ins[0].dtype, int(size), sent, int(times), node.path, why,
-                 str(node.operands[0]))
+                 str(node.operands[0]), shape, ins[0].axes.index(axis) if axis in ins[0].axes else None)
         )  # fmt: skip
     return found
 

@@ -180,7 +180,7 @@ def show_figures(figures: Figures) -> None:
 
 def show_check(checked: Checked) -> None:
     """The compiled program held against the graph."""
-    from blockgraph.checks import rows
+    from blockgraph.checks import causes, rows
 
     grid = screen.table(
         "status", "how", "collective", "over", "runs", "bytes", "runs found", "bytes found", "note",
@@ -189,5 +189,7 @@ def show_check(checked: Checked) -> None:
     for r in rows(checked.comparison):
         grid.add_row(*(screen.cell(screen.number(x) if isinstance(x, int) else x) for x in vars(r).values()))
     screen.console().print(grid)
+    for cause in causes(checked.comparison):
+        screen.console().print(screen.cell(f"cause: {cause}"), style="dim")
     ratio = "not known" if checked.ratio is None else f"{checked.ratio:.4f}"
     screen.console().print(f"FLOPs of products, found / asked for: {ratio}")

@@ -3,6 +3,7 @@
 Pure Python; nothing here imports jax.
 """
 
+from compiler.check.causes import explained
 from compiler.check.collectives import Collective, Found, collectives
 from compiler.check.compare import Comparison, Expected, Match, Total, compare
 from compiler.check.flops import Flops, Product, flops
@@ -23,6 +24,7 @@ __all__ = [
     "Trips",
     "collectives",
     "compare",
+    "explained",
     "flops",
     "parse",
     "unexpected",

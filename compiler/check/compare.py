@@ -61,6 +61,8 @@ class Expected:
     path: str  # of the node; empty when it is not known
     group: int  # devices
     value: str = ""
+    shape: tuple[int, ...] = ()  # of the operand, on one device; empty when it is not known
+    along: int | None = None  # which of its places is gathered or scattered
 
     @property
     def sent(self) -> int:
@@ -69,7 +71,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Match:
-    """``count`` runs of what was expected, and what they are in the program."""
+    """``count`` runs of what was expected, and what they are in the program: ``taken`` runs of each found one."""
 
     status: Status
     expected: tuple[Expected, ...]
@@ -77,6 +79,8 @@ class Match:
     count: int
     how: tuple[str, ...] = ()  # normalisations
     note: str = ""
+    cause: str = ""  # why it is not as asked, where that is known: see causes.py
+    taken: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"found": [c.to_json() for c in self.found]}
@@ -222,7 +226,7 @@ class _Matcher:
                 self.matches.append(Match("missing", (e,), (), left))
         for c, left in zip(self.made, self.made_left, strict=True):
             if left:
-                self.matches.append(Match("extra", (), (c,), left))
+                self.matches.append(Match("extra", (), (c,), left, taken=(left,)))
         return self.matches
 
     def _pair(self, status: Status, fits: Callable[[Expected, Collective], bool], by_path: bool = True) -> None:
@@ -242,7 +246,8 @@ class _Matcher:
             how = _promoted(e, found[0]) if status == "normalised" else ()
             note = "; ".join(dict.fromkeys(_difference(e, c) for c in found)) if status == "changed" else ""
             self.single[len(self.matches)] = i
-            self.matches.append(Match(status, (e,), found, sum(parts.values()), how, note))
+            runs = tuple(parts.values())
+            self.matches.append(Match(status, (e,), found, sum(runs), how, note, taken=runs))
 
     def _open(self) -> list[int]:
         return [i for i, left in enumerate(self.asked_left) if left]
@@ -300,7 +305,8 @@ class _Matcher:
         count = min(*(self.asked_left[i] for i in asked), *(self.made_left[j] for j in made))
         self._take(asked, made, count)
         found = tuple(self.made[j] for j in made)
-        self.matches.append(Match("normalised", tuple(self.asked[i] for i in asked), found, count, how))
+        both = tuple(self.asked[i] for i in asked), found
+        self.matches.append(Match("normalised", *both, count, how, taken=(count,) * len(found)))
 
     def _hoisted(self) -> None:
         """Fewer runs: of one tensor (a sum of a loop's sums, a gather of what the loop does not change) or of all."""
@@ -310,14 +316,14 @@ class _Matcher:
             left_loop = all(_left_loop(c) for c in m.found)
             if self.asked_left[i] and e.kind in ("all-reduce", "all-gather") and left_loop and not e.count % runs:
                 self.asked_left[i] = 0
-                self.matches[k] = _hoisting(e, m.found, e.count, runs)
+                self.matches[k] = _hoisting(e, m.found, e.count, m.taken)
         for i, j in itertools.product(self._open(), self._left()):
             e, c, runs, left = self.asked[i], self.made[j], self.asked_left[i], self.made_left[j]
             size = _size(e, c)
             fewer = 0 < left < runs and not runs % left
             if fewer and size and _alike(e, c) and _near(size * (runs // left), c.bytes):
                 self.asked_left[i], self.made_left[j] = 0, 0
-                self.matches.append(_hoisting(e, (c,), runs, left))
+                self.matches.append(_hoisting(e, (c,), runs, (left,)))
 
     def _merged(self) -> None:
         """A gather whose twin is in the program, taken already by the expectation of another node."""
@@ -330,7 +336,7 @@ class _Matcher:
                 if _alike(e, c) and _as_large(e, c) and (e.value == other.value or not known):
                     note = "" if known else "an equal gather is there; whether of the same value is not known"
                     how = ("merged", *_promoted(e, c))
-                    self.matches.append(Match("normalised", (e,), (c,), self.asked_left[i], how, note))
+                    self.matches.append(Match("normalised", (e,), (c,), self.asked_left[i], how, note, taken=(0,)))
                     self.asked_left[i] = 0
                     break
 
@@ -340,9 +346,9 @@ def _left_loop(c: Collective) -> bool:
     return c.path.count("while/body") > len(c.trips)
 
 
-def _hoisting(e: Expected, found: tuple[Collective, ...], runs: int, now: int) -> Match:
+def _hoisting(e: Expected, found: tuple[Collective, ...], runs: int, taken: tuple[int, ...]) -> Match:
     how = ("hoisted", *_promoted(e, found[0]))
-    return Match("normalised", (e,), found, runs, how, f"{runs} runs became {now}")
+    return Match("normalised", (e,), found, runs, how, f"{runs} runs became {sum(taken)}", taken=taken)
 
 
 def _sum_to(

@@ -44,27 +44,24 @@ def _attend_gradient(
     dl, sl = rows(delta, node.operands[3].axes, ()), rows(sums, node.operands[4].axes, ())
     precision = ctx.precision(jnp.float32 if q.dtype == jnp.float32 else q.dtype)
     n = kl.shape[2]
-    block = attention.BLOCK if op.implementation == "blocked" else max(t, n)
-    qp, gp, sp, dp = (padded(x, 1, block) for x in (ql, gl, sl, dl))
-    kp, vp = padded(kl, 2, block), padded(vl, 2, block)
-    if block == attention.BLOCK:
-        i, j = pairs(op, t, n, True, op.chunk)
-    else:
-        i = j = np.zeros(1, np.int32)
+    blocked = op.implementation == "blocked"
+    size = {1: attention.BLOCK if blocked else t, 2: attention.BLOCK if blocked else n}  # of a tile: queries, keys
+    qp, gp, sp, dp = (padded(x, 1, size[1]) for x in (ql, gl, sl, dl))
+    kp, vp = padded(kl, 2, size[2]), padded(vl, 2, size[2])
+    i, j = pairs(op, t, n, True, op.chunk) if blocked else (np.zeros(1, np.int32),) * 2
     q32, k32, v32 = (x.astype(jnp.float32) for x in (qp, kp, vp))
 
     def tile(carry: Any, ij: Any) -> tuple[Any, None]:
         dq, dk, dv, dbias = carry
-        qi, kj = ij[0] * block, ij[1] * block
-        cut = lambda x, at, axis=1: jax.lax.dynamic_slice_in_dim(x, at, block, axis)  # noqa: E731
+        qi, kj = ij[0] * size[1], ij[1] * size[2]
+        cut = lambda x, at, axis=1: jax.lax.dynamic_slice_in_dim(x, at, size[axis], axis)  # noqa: E731
         qb, kb, vb, gb = cut(q32, qi), cut(k32, kj, 2), cut(v32, kj, 2), cut(gp, qi)
         scores = scores_of(op, cut(qp, qi), cut(kp, kj, 2), precision)
-        steps = jnp.arange(block)
-        keys = kj + steps
-        mask = known.sees_own(op, qi + steps, jnp.where(keys < n, keys, -1)) & (qi + steps < t)[:, None]
+        queries, keys = qi + jnp.arange(size[1]), kj + jnp.arange(size[2])
+        mask = known.sees_own(op, queries, jnp.where(keys < n, keys, -1)) & (queries < t)[:, None]
         biased, put = scores, None
         if known.bias is not None:
-            at = Tile(block, block, op.offset + (qi - kj if block == attention.BLOCK else 0), qi, kj)
+            at = Tile(size[1], size[2], op.offset + (qi - kj if blocked else 0), qi, kj)
             added, put = known.bias.both_ways(at, scores.shape)
             biased = scores + added
         p = jnp.where(mask, jnp.exp(biased - jnp.moveaxis(cut(sp, qi), 1, 3)[..., None]), 0.0)

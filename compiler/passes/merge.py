@@ -33,5 +33,6 @@ def _scores(node: Node) -> object:
     """What two nodes have in common that multiply the same queries by the same keys; None where tiles are."""
     q, k, op = *node.operands[:2], node.op
     assert isinstance(op, (Attend, AttendGradient))
-    whole = op.implementation != "blocked" and q.type.size(op.queries) == k.type.size(op.keys)  # else one is padded
-    return (q.id, k.id, op.queries, op.keys, op.heads, op.kv_heads, op.dim) if whole else None
+    if op.implementation == "blocked":
+        return None
+    return q.id, k.id, op.queries, op.keys, op.heads, op.kv_heads, op.dim
