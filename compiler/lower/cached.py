@@ -78,6 +78,11 @@ class Cached:
     def whole(self, dtype: Any) -> Array:
         return self._apart(read(self.state)).astype(dtype)
 
+    def rows(self, dtype: Any) -> Array:
+        """A packed cache as it lies, [batch, slot_rows, lanes]."""
+        found = read(self.state)
+        return found.reshape(found.shape[0], *found.shape[-2:]).astype(dtype)
+
     def _apart(self, part: Array) -> Array:
         if not self.packed:
             return align(part, self.axes, self.order)
@@ -149,7 +154,7 @@ def diagonal(
     same = (heads[:, None, None, None, None, None] == heads) & (places[:, None, None] == places[:, None])
     laid = jnp.where(same[..., None], q.transpose(0, 2, 3, 1, 4)[:, :, :, :, None, None, None], jnp.zeros((), q.dtype))
     laid = laid.reshape(b, -1, together * kv * d)
-    scores = scores_of(op, laid, read(keys.state).astype(q.dtype), precision, "bqc,bsc->bqs")
+    scores = scores_of(op, laid, keys.rows(q.dtype), precision, "bqc,bsc->bqs")
     held = slot_positions(start, jnp.arange(keys.slots), keys.slots).reshape(b, rows, together)
     mine = jnp.arange(t)
     seen = known.sees(op, known.past(mine), held.swapaxes(1, 2).reshape(b, -1))
@@ -165,7 +170,7 @@ def diagonal(
         (jnp.where(own_seen, own_scores, NEGATIVE), own_seen),
     ]
     (cached, fresh), sums = softmax(scored)
-    v = read(values.state).astype(own.v.dtype)
+    v = values.rows(own.v.dtype)
     out = jnp.einsum("bqs,bsc->bqc", cached.astype(v.dtype).reshape(b, -1, rows), v, precision=precision,
                      preferred_element_type=jnp.float32)  # fmt: skip
     out = out.reshape(b, kv, group, t, together, together, kv, -1)

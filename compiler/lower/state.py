@@ -38,7 +38,7 @@ def _append(ctx: Context, node: Node, cache: Any, new: Array, start: Array, vali
     stack, layer = (cache.stack, cache.index) if isinstance(cache, StackSlot) else (cache, ())
     first, new = (start + skipped) % slots, new.astype(stack.dtype)
     if together > 1:
-        stack = _scatter_lanes(stack, layer, together, new, first, count)
+        stack = _scatter_lanes(stack, layer, axes, together, new, first, count)
     else:
         here = jax.lax.axis_index(node.op.shard) * ctx.length(node.operands[0], "slots") if node.op.shard else 0  # type: ignore[attr-defined]
         stack = _scatter(stack, layer, axes, new, (first, slots, here), count)
@@ -62,19 +62,31 @@ def _scatter(
     # entries past the valid ones, and other shards', go out of range and are dropped
     place = jnp.where((step < count[:, None]) & (place >= 0), place, local)
     rows = jnp.arange(new.shape[0])[:, None]
-    where = tuple({"batch": rows, slots_axis: place}.get(a, slice(None)) for a in axes)
+    where = tuple({"batch": rows, slots_axis: place}.get(a, _inner(axes, a)) for a in axes)
     return stack.at[(*layer, *where)].set(new, mode="drop")
 
 
+def _inner(axes: tuple[str, ...], axis: str) -> Any:
+    """Index of an axis that is neither rows nor slots: of a packed cache a shard has one entry of the divided heads."""
+    return 0 if "lanes" in axes and axis != "lanes" else slice(None)
+
+
 def _scatter_lanes(
-    stack: Array, layer: tuple[Array, ...], together: int, new: Array, first: Array, count: Array
+    stack: Array,
+    layer: tuple[Array, ...],
+    axes: tuple[str, ...],
+    together: int,
+    new: Array,
+    first: Array,
+    count: Array,
 ) -> Array:
     """As ``_scatter``, where ``together`` slots share a row [batch, slot_rows, lanes]."""
     rows, width, shape = stack.shape[-2], new.shape[-1], new.shape[:2]
     step = jnp.arange(shape[1])
     place = (first[:, None] + step) % (rows * together)
     row = jnp.where(step < count[:, None], place // together, rows)
-    where = (*layer, jnp.arange(shape[0])[:, None], row, place % together * width)
+    inner = {"batch": jnp.arange(shape[0])[:, None], "slot_rows": row, "lanes": place % together * width}
+    where = (*layer, *(inner.get(a, jnp.zeros((), row.dtype)) for a in axes))
     index = jnp.stack([jnp.broadcast_to(i, shape) for i in where], -1)
     fixed = tuple(range(stack.ndim - 1))
     numbers = jax.lax.ScatterDimensionNumbers((2,), fixed, (*fixed, stack.ndim - 1))

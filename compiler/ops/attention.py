@@ -218,8 +218,9 @@ class AttendCached(_Attention):
     parts: int = 1
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
-        if axis in (self.heads, self.kv_heads) and "lanes" in ins[3].axes:
-            return Role.WHOLE  # heads that lie side by side are not an axis of the cache
+        side_by_side = "lanes" in ins[3].axes and self.kv_heads not in ins[3].axes
+        if axis in (self.heads, self.kv_heads) and side_by_side and ins[1].size(self.kv_heads) != 1:
+            return Role.WHOLE  # such heads are not an axis of the cache
         if axis == "slots":
             own = self.chunk is not None or self.prefix  # of this call's keys, for which ``across`` has no start
             return Role.PARALLEL if self.slot_axes else Role.WHOLE if own else Role.ACROSS

@@ -24,24 +24,28 @@ class CacheLayout:
     """How a target wants a cache to lie. ``heads_first``: [batch, kv_heads, slots, head_dim] rather than
     [batch, slots, kv_heads, head_dim]. ``lanes``: columns of the tiles to which the compiler pads [kv_heads, head_dim];
     0 where it pads nothing. Where heads do not fill such tiles the cache is packed: [batch, slot_rows, lanes], a row
-    being all heads of one slot, or of as few slots as fill whole tiles side by side."""
+    being all heads of one slot, or of as few slots as fill whole tiles side by side. ``shards``: devices among which
+    the heads are divided, each of which packs its own: [batch, kv_heads=shards, slot_rows, lanes]."""
 
     heads_first: bool = True
     lanes: int = 0
+    shards: int = 1
 
     def types(self, new: Sequence[TensorType], axis: str, heads: str, slots: Size) -> list[TensorType]:
         """The caches of entries [batch, …, axis, heads, width] that are kept together."""
-        together = self._together([t.size(heads) * t.sizes[-1] for t in new])
-        packed = self.lanes > 0 and not all(self._full(t.size(heads), t.sizes[-1]) for t in new)
+        each = [t.size(heads) // self.shards for t in new]  # heads of a device
+        together = self._together([n * t.sizes[-1] for n, t in zip(each, new, strict=True)])
+        packed = self.lanes > 0 and not all(self._full(n, t.sizes[-1]) for n, t in zip(each, new, strict=True))
         made = []
-        for t in new:
+        for t, own in zip(new, each, strict=True):
             batch = [(a, t.size(a)) for a in t.axes[:-1] if a not in (axis, heads)]
             pairs: list[tuple[str, Size]] = [("slots", slots), (heads, t.size(heads))]
             inner = [*(reversed(pairs) if self.heads_first else pairs), (t.axes[-1], t.sizes[-1])]
             if packed:
                 # whole tiles of rows too, or XLA for TPU lays it out in another order, and copies it
                 rows = (slots + (together * SUBLANES - 1)) // (together * SUBLANES) * SUBLANES
-                inner = [("slot_rows", rows), ("lanes", t.size(heads) * t.sizes[-1] * together)]
+                inner = [("slot_rows", rows), ("lanes", own * t.sizes[-1] * together)]
+                inner = [(heads, Size.of(self.shards)), *inner] if self.shards > 1 else inner
             made.append(TensorType.make([*batch, *inner], t.dtype))
         return made
 
@@ -61,8 +65,14 @@ def slots_together(cache: TensorType, new: TensorType, axis: str) -> int:
     """Slots of one row of a packed cache of entries ``new`` [batch, …, axis, …]; 1 where it is not packed."""
     if "lanes" not in cache.axes:
         return 1
-    width = math.prod(int(new.size(a).constant) for a in new.axes if a != axis and a not in cache.axes)
-    return int(cache.size("lanes").constant) // width
+    return int(cache.size("lanes").constant) // _width(cache, new, axis)
+
+
+def _width(cache: TensorType, new: TensorType, axis: str) -> int:
+    """Lanes that one entry takes of a packed cache: its heads side by side, those of one shard."""
+    side = [a for a in new.axes if a != axis and (a not in cache.axes or new.size(a) != cache.size(a))]
+    shards = math.prod(int(cache.size(a).constant) for a in side if a in cache.axes)
+    return math.prod(int(new.size(a).constant) for a in side) // shards
 
 
 def slots_of(cache: TensorType, new: TensorType, axis: str) -> Size:
@@ -102,7 +112,8 @@ class _Write(Op):
 @op
 @dataclass(frozen=True)
 class Append(_Write):
-    """Cache [batch, …, slots, …], or packed [batch, slot_rows, lanes], with the row's ``valid`` new entries at slots
+    """Cache [batch, …, slots, …], or packed [batch, slot_rows, lanes] (of divided heads [batch, kv_heads, slot_rows,
+    lanes]), with the row's ``valid`` new entries at slots
     (start + t) % slots; of more new entries than slots only the last ones stay. Operands: cache, new [batch, seq, …],
     start, valid."""
 
@@ -115,8 +126,8 @@ class Append(_Write):
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         cache, new = ins[:2]
         if "lanes" in cache.axes:
-            width = math.prod(int(new.size(a).constant) for a in new.axes if a not in ("batch", self.axis))
-            if cache.axes != ("batch", "slot_rows", "lanes") or cache.size("lanes").constant % width:
+            inner = [a for a in cache.axes if a not in new.axes]
+            if inner != ["slot_rows", "lanes"] or cache.size("lanes").constant % _width(cache, new, self.axis):
                 raise TypeProblem("axis-mismatch", f"entries {new} do not fill the rows of cache {cache}")
         elif sorted(cache.drop("slots").pairs, key=str) != sorted(new.drop(self.axis).pairs, key=str):
             raise TypeProblem("axis-mismatch", f"cache {cache} and entries {new} differ")

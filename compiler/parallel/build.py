@@ -4,13 +4,14 @@ and priced is built by the same function."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compiler.errors import Problem, SpecError, nearest
+from compiler.errors import Problem, Problems, SpecError, nearest
 from compiler.graph.ir import Graph, Value
 from compiler.language.model import Model
+from compiler.ops.state import CacheLayout
 from compiler.parallel import strategy as strategies
 from compiler.parallel.layout import Layout, lay
 from compiler.parallel.mesh import NETWORK, Mesh, parse
@@ -19,7 +20,7 @@ from compiler.parallel.replicate import Note
 from compiler.parallel.request import Parallel, Request, Training, Wires
 from compiler.parallel.resolve import Resolved, resolve
 from compiler.parallel.strategy import Strategy
-from compiler.parallel.tensors import Tensor
+from compiler.parallel.tensors import Tensor, tensors
 from compiler.passes.call import TRAIN, sizes_for, whole_prompt
 from compiler.passes.loss import Chunk
 from compiler.passes.micro import STAGES
@@ -62,10 +63,11 @@ def build(
 ) -> Built:
     """Runs the passes of a call for a target. Raises SpecError, PhaseError with every problem found."""
     choice = Choice.of(target.platform)
-    if asked.parallel is not None:  # heads that lie side by side could not be divided
-        choice = replace(choice, caches=replace(choice.caches, lanes=0))
     sizes = sizes_for(asked.phase, asked.batch, asked.length, asked.chunk, asked.sizes)
-    plan, stages = _plan(model, asked, sizes, target) if asked.parallel is not None else (None, None)
+    plan, stages = None, None
+    if asked.parallel is not None:
+        plan, stages, found = _plan(model, asked, sizes, target)
+        choice = replace(choice, caches=_divided(choice.caches, plan, found))
     if asked.phase == TRAIN:
         made = _training(model, asked, sizes, choice, plan, stages).run(model.graph, print_after)
         sizes = micro_sizes(sizes, asked.training.accumulate)
@@ -85,9 +87,22 @@ def build(
     return Built(placed.graph, sizes, choice, Meshed(plan, placed, layout, stages))
 
 
-def _plan(model: Model, asked: Request, sizes: Mapping[str, int], target: Target) -> tuple[Resolved, Stages | None]:
-    """What goes where, from the graph before it is differentiated: gradients and the optimiser follow parameters; and
-    the pipeline, where there is one."""
+def _divided(caches: CacheLayout, plan: Resolved, found: Sequence[Tensor]) -> CacheLayout:
+    """The layout of caches where a plan divides them. A device packs its own heads; what else is divided (slots, a
+    head's channels) is an axis that packed caches do not have, and heads of which devices have other shares in other
+    caches are not packed either."""
+    held = [t.divided(plan) for t in found if t.kind == "state" and {"slots", "kv_heads"} <= set(t.sizes)]
+    if any(set(over) - {"batch", "kv_heads"} for over in held):
+        return replace(caches, lanes=0)
+    shards = {math.prod(plan.mesh[m] for m in over.get("kv_heads", ())) for over in held}
+    return replace(caches, shards=shards.pop()) if len(shards) == 1 else replace(caches, lanes=0)
+
+
+def _plan(
+    model: Model, asked: Request, sizes: Mapping[str, int], target: Target
+) -> tuple[Resolved, Stages | None, Sequence[Tensor]]:
+    """What goes where, from the graph before it is differentiated: gradients and the optimiser follow parameters; the
+    pipeline, where there is one; and the graph's tensors."""
     assert asked.parallel is not None
     strategy = strategies.load(asked.parallel.strategy, shard=asked.parallel.shard, replicate=asked.parallel.replicate)
     mesh = parse(asked.parallel.mesh or _only_axis(strategy.mesh, asked.parallel), asked.parallel.slices)
@@ -101,7 +116,7 @@ def _plan(model: Model, asked: Request, sizes: Mapping[str, int], target: Target
     plan = resolve(strategy, mesh, graph, sizes, target.devices, machine=str(target), training=training)
     if stages is not None:
         plan = replace(plan, notes=(*plan.notes, Note("pipeline", stages.told(training))))
-    return plan, stages
+    return plan, stages, tensors(graph, sizes, training, Problems())
 
 
 def pipeline(

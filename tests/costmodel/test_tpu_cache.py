@@ -36,7 +36,14 @@ graph: [embed, {{repeat: {{times: 8, cycle: [layer]}}}}, rms_norm, {{unembed: {{
 
 
 def measured(
-    m: Model, target: str, phase: str, length: int, folder: Path, batch: int = 8, chunk: int | None = None
+    m: Model,
+    target: str,
+    phase: str,
+    length: int,
+    folder: Path,
+    batch: int = 8,
+    chunk: int | None = None,
+    **mesh: str,
 ) -> Mapping[str, Any]:
     try:
         environment.check_installed(parse_target(target))
@@ -51,6 +58,7 @@ def measured(
         chunk=chunk,
         export=False,
         out=folder / target.replace(":", "-"),
+        **mesh,
     )
     return made.result.memory
 
@@ -75,6 +83,15 @@ def test_decode_has_no_second_copy(kv_heads: int, head_dim: int, target: str, tm
     cache = plan.state_by_kind["cache"]
     assert memory["temp_bytes"] < SHARE * cache
     assert memory["argument_bytes"] == pytest.approx(plan.parameters + cache, abs=2 * MIB)
+    assert memory["alias_bytes"] == pytest.approx(cache, abs=MIB)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_heads", [12, 4])  # three heads a device, and one
+def test_a_device_of_a_mesh_packs_its_own_heads(kv_heads: int, tmp_path: Path) -> None:
+    m, cache = model(tmp_path, kv_heads, 64), 8 * 8 * 4096 * kv_heads * 64 * 2 * 2 / 4
+    memory = measured(m, "tpu:v5e:2x2", "decode", 4096, tmp_path, parallel="tensor", mesh="model=4")
+    assert memory["temp_bytes"] < SHARE * cache
     assert memory["alias_bytes"] == pytest.approx(cache, abs=MIB)
 
 
