@@ -19,8 +19,8 @@ UNNAMED = "(no name left)"
 MOST_RENAMED, MOST_TRIED = 4, 12  # paths that are tried as one, among how many
 RENAMED = "XLA made one product of several, or left one without its name: the sum is the same"
 ROOM = {
-    "tpu": "an expert's device has room for all rows that can arrive: the text counts the room, the kernel stops at the "
-    "last row",
+    "tpu": "an expert's device has room for all rows that can arrive: the text counts the room, the kernel stops at "
+    "the last row",
     "": "XLA for {} multiplies every row that there is room for with the matrix of every expert that the device holds",
 }  # fmt: skip
 
