@@ -22,6 +22,7 @@ LEGEND: dict[str, str] = {
     "mlp": "hidden width of a feed-forward layer",
     "experts": "feed-forward experts of a sparse layer",
     "active": "experts chosen for one token",
+    "seats": "places of an expert that takes so many tokens of a row",
     "rows": "(token, chosen expert) pairs sorted by expert",
     "pairs": "the same pairs, as an order",
     "groups": "experts, as counts of their rows",

@@ -22,6 +22,7 @@ from compiler.lower import (  # noqa: F401  (register)
     recurrence,
     rotate,
     rows,
+    seats,
     sinusoid,
     state,
 )

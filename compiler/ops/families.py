@@ -16,6 +16,7 @@ from compiler.ops import (  # noqa: F401
     recurrence,
     rotate,
     rows,
+    seats,
     shape,
     sinusoid,
     state,

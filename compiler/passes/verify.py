@@ -17,11 +17,12 @@ ADDED_BY: dict[str, frozenset[str]] = {
         "map", "cast", "stop_gradient", "dot", "norm", "softmax", "lookup", "rotate", "sinusoid", "attend",
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
         "recur", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot", "collect",
+        "one_hot", "seats", "choose_tokens", "to_seats", "from_seats",
     }),
     "phase": frozenset({"state", "append", "keep_last", "keep_tail", "last_valid", "after", "attend_cached"}),
     "loss": frozenset({"pick"}),
     "differentiate": frozenset({
-        "attend_gradient", "put", "scatter_add", "place", "one_hot", "expert_outer", "to_rows",
+        "attend_gradient", "put", "scatter_add", "place", "expert_outer", "to_rows",
         "from_rows",
         "conv_input", "conv_kernel", "pool_gradient",
     }),
