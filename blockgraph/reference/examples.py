@@ -69,6 +69,9 @@ graph:
     from: {prefix: prompt}
 """,
 }  # fmt: skip
+MORE = tuple(f"{AFTER_EMBED}{node}\n" for node in (  # options that bring in ops of their own
+    "moe: {gate: silu, capacity: 1.25}", "moe: {gate: silu, choice: expert}",
+))  # fmt: skip
 PORTS = """\
 inputs: {tokens: {kind: tokens}, frames: {kind: features, axes: [frames, embed]}}
 graph:
@@ -102,4 +105,4 @@ def all_models() -> list[Model]:
     """Every example, elaborated."""
     names = sorted({*kinds(), *FORMS})
     ported = [with_port(name, port) for name, cls in sorted(kinds().items()) for port in cls.ports]
-    return [build(text) for text in [*(graph(n) for n in names), *ported]]
+    return [build(text) for text in [*(graph(n) for n in names), *ported, *MORE]]

@@ -235,6 +235,12 @@ class Env:
         """Valid entries of each row along a variable axis [batch], or None where the axis has a fixed size."""
         return self.inputs.get(f"{axis}_lengths")
 
+    def lose(self, name: str, term: Value) -> None:
+        """Adds to a term of the training loss: a number for each row [batch], float32. The training step adds its mean
+        over rows to the loss; other phases do not compute it."""
+        known = self.b.losses.get(name)
+        self.b.losses[name] = term if known is None else self.b.add(known, term)
+
     # -- common steps
     def compute(self, x: Value) -> Value:
         return self.b.cast(x, self.policy.compute)

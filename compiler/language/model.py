@@ -24,7 +24,10 @@ from compiler.language.scope import FAILED, Fault, Scope, Told, Word, shown
 from compiler.language.spec import InputSpec, Spec
 from compiler.language.user_blocks import unused_blocks
 from compiler.ops.leaves import Parameter
+from compiler.passes.prune import prune
 from compiler.source.yaml import YList, YMap
+
+LOSS = "loss:"  # in front of the name of a term of the training loss, among a graph's outputs
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +42,7 @@ class Model:
     parameters: Mapping[str, tuple[Parameter, TensorType]]
     ambiguous: frozenset[str]
     warnings: tuple[str, ...] = ()
+    losses: Graph | None = None  # with ``loss:<name>`` [batch] besides, the terms of the training loss; None: no terms
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {self.parameter_count():,} parameters in {self.policy.params}>"
@@ -96,7 +100,8 @@ def build(document: Document) -> Model:
         blocks = raw.get("blocks")
         unused = unused_blocks(blocks, frame) if isinstance(blocks, YMap) else []
     problems.raise_if_any()
-    graph = b.finish([(n, v) for n, v in outputs if v is not None])
+    whole = b.finish([*((n, v) for n, v in outputs if v is not None), *((LOSS + n, v) for n, v in b.losses.items())])
+    graph = prune(dataclasses.replace(whole, outputs=whole.outputs[: len(outputs)])) if b.losses else whole
     leaves = {label: (weights.ops[label], v.type) for label, v in weights.leaves.items()}
     warnings = (*([b.unrolled] if b.unrolled else []), *unused)
     return Model(
@@ -108,6 +113,7 @@ def build(document: Document) -> Model:
         leaves,
         frozenset(frame.ambiguous),
         warnings,
+        whole if b.losses else None,
     )
 
 

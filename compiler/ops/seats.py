@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 from compiler.graph.ir import Value
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from compiler.graph.builder import Builder
 
 Grads = tuple[Value | None, ...]
-FINE = 1 << 16  # of a capacity factor, which need not be whole
+FINEST = 10_000  # a capacity factor is taken as a fraction: 1.1 is eleven tenths
 
 
 def seats(tokens: Size, active: int, experts: int, factor: float) -> Size:
     """Seats of each expert in a row: ceil(factor * active * tokens / experts), and no more than there are tokens."""
-    share, whole = max(1, round(active * factor * FINE)), experts * FINE
+    each = Fraction(factor).limit_denominator(FINEST) * active / experts
+    share, whole = max(1, each.numerator), each.denominator
     return smaller((tokens * share + (whole - 1)) // whole, tokens)
 
 

@@ -61,9 +61,11 @@ class Phase:
     logits: str | None = None
     fresh: bool = False
     caches: CacheLayout = HEADS_FIRST
+    losses: bool = False
 
     def __call__(self, graph: Graph) -> Graph:
-        return phases.phase_graph(self.model, self.phase, self.logits, self.fresh, self.caches).graph
+        asked = self.logits, self.fresh, self.caches, self.losses
+        return phases.phase_graph(self.model, self.phase, *asked).graph
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,8 @@ def training_pipeline(
         pipe = [] if stages is None else [Stage(stages, micro)]
         back = [*pipe, Differentiate(micro, wrt=names, remat=remat, accumulate=accumulate)]
     return Pipeline((
-        Elaborate(), Phase(model, "forward"), Loss(micro, tokens, chunk=chunk), Select(micro, choice), *back,
-        *([] if optimiser is None else [Optimise(optimiser)]),
+        Elaborate(), Phase(model, "forward", losses=True), Loss(micro, tokens, chunk=chunk), Select(micro, choice),
+        *back, *([] if optimiser is None else [Optimise(optimiser)]),
     ))  # fmt: skip
 
 

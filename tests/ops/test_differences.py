@@ -51,7 +51,11 @@ BLOCKS = {
     "linear": ["linear: {to: embed, bias: true}"],
     "merge": ["merge: {axes: embed, to: mlp}", "linear: {to: embed}"],
     "mlp": ["mlp: {gate: gelu_tanh, bias: true}"],
-    "moe": ["moe: {gate: silu}"],
+    "moe": [
+        "moe: {gate: silu}",
+        "moe: {act: tanh, capacity: 0.75, score: sigmoid, balance: 0.5, z_loss: 0.1}, name: second",
+        "moe: {gate: gelu_tanh, choice: expert}, name: third",
+    ],
     "pool": ["pool: {by: max, window: 3, stride: 1, over: seq}"],
     "rg_lru": ["linear: {to: rnn}", "rg_lru: {blocks: heads}", "linear: {to: embed}, name: back"],
     "position_table": ["position_table: 8"],
