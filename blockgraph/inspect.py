@@ -125,6 +125,7 @@ def summary(model: Model, context: int = CONTEXT, sizes: Mapping[str, int] | Non
             "embedding": embedding,
             "non_embedding": total - embedding,
             "trainable": trainable,
+            "active": round(sum(int(t.elements.constant) * op.used for op, t in model.parameters.values())),
             "bytes": sum(by_dtype.values()),
             "bytes_by_dtype": by_dtype,
             "by_block": [b.as_json() for b in made.values()],

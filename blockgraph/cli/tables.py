@@ -71,6 +71,8 @@ def _blocks(parameters: Mapping[str, Any], depth: int) -> Table:
     for name in ("embedding", "non_embedding"):
         count = parameters[name]
         table.add_row("  " + name.replace("_", "-"), f"{count:,}", screen.share(count, total), "", "", "")
+    if parameters["active"] != total:  # of sparse experts; the embedding's rows counted as all of it
+        table.add_row("  of one token", f"{parameters['active']:,}", screen.share(parameters["active"], total))
     if parameters["trainable"] != total:
         table.add_row("  trainable", f"{parameters['trainable']:,}", screen.share(parameters["trainable"], total))
     return table

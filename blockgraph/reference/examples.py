@@ -17,6 +17,7 @@ NODES: dict[str, str] = {
     "attention": "attention: {window: 32, position: rope, softcap: 50}",
     "conv": "conv: {to: 64, kernel: 3, stride: 2, bias: true}",
     "gain": "gain: {over: last}",
+    "latent_attention": "latent_attention: {rank: 32, rotary_dim: 8, query_rank: 48}",
     "linear": "linear: {to: mlp, bias: true}",
     "merge": "merge: {axes: [height, width], to: patches}",
     "mlp": "mlp: {gate: gelu_tanh}",

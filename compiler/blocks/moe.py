@@ -141,7 +141,7 @@ class MoE(Block):
         size = x.type.size(width)
 
         def through(h: Value, name: str, inner: tuple[str, Size | int], outer: tuple[str, Size | int]) -> Value:
-            w = env.weight(name, [("experts", self.experts), inner], to=[outer])
+            w = env.weight(name, [("experts", self.experts), inner], to=[outer], used=self.active / self.experts)
             return product(h, env.compute(w))
 
         up = through(h, "up", (width, size), ("mlp", self.hidden))

@@ -158,8 +158,10 @@ class Env:
         init: str = "fan_in",
         dtype: str | None = None,
         trainable: bool = True,
+        used: float = 1.0,
     ) -> Value:
-        """A parameter. With ``to`` it is a linear map from ``axes`` to ``to``; without, a plain tensor."""
+        """A parameter. With ``to`` it is a linear map from ``axes`` to ``to``; without, a plain tensor. ``used``: the
+        share of it that one token uses."""
         path = ".".join(p for p in (self.b.path, name) if p)
         path = self.share.path(path) if self.share else path
         full = TensorType.make([*axes, *(to or ())], dtype or self.dtype or self.policy.params)
@@ -171,7 +173,7 @@ class Env:
         stack = (*self.layers, *own)
         label = path + "".join(f"[{s}]" if s.count > 1 else f"[{s.start}]" for s in stack)
         learns, inputs = trainable and not self.frozen, len(axes) if to is not None else None
-        op = Parameter(path, label, inputs, self.init or init, learns, stack)
+        op = Parameter(path, label, inputs, self.init or init, learns, stack, used)
         if self.share:
             return self._known(path, label, full)
         owner = self.weights.owner(path, stack)

@@ -17,6 +17,7 @@ from compiler.lower import (  # noqa: F401  (register)
     cached,
     collective,
     conv,
+    defined,
     experts,
     loss,
     recurrence,

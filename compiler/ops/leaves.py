@@ -65,6 +65,7 @@ class Parameter(Leaf):
     init: str = "fan_in"
     trainable: bool = True
     stack: tuple[Layers, ...] = ()
+    used: float = 1.0  # share of it that one token uses: of experts, the chosen ones
 
 
 @op

@@ -91,7 +91,7 @@ def _divided(caches: CacheLayout, plan: Resolved, found: Sequence[Tensor]) -> Ca
     """The layout of caches where a plan divides them. A device packs its own heads; what else is divided (slots, a
     head's channels) is an axis that packed caches do not have, and heads of which devices have other shares in other
     caches are not packed either."""
-    held = [t.divided(plan) for t in found if t.kind == "state" and {"slots", "kv_heads"} <= set(t.sizes)]
+    held = [t.divided(plan) for t in found if t.kind == "state" and "slots" in t.sizes]
     if any(set(over) - {"batch", "kv_heads"} for over in held):
         return replace(caches, lanes=0)
     shards = {math.prod(plan.mesh[m] for m in over.get("kv_heads", ())) for over in held}

@@ -23,6 +23,7 @@ from compiler.passes.keep_last import keep_last
 from compiler.passes.lengthen import lengthen
 from compiler.passes.prune import prune
 from compiler.passes.streaming import Pending, Streaming
+from compiler.passes.write_out import write_out
 
 PHASES = ("forward", "encode", "prefill", "decode", "verify", "commit")
 
@@ -62,7 +63,7 @@ def phase_graph(
         raise PhaseError(Problem("unknown-phase", f"no phase is called {phase}", None, PHASES, nearest(phase, PHASES)))
     if phase == "forward":
         whole = model.losses if losses and model.losses is not None else model.graph
-        return PhaseGraph(phase, prune(whole))
+        return PhaseGraph(phase, prune(write_out(whole)))
     if model.streaming_input is None:
         raise PhaseError(
             Problem(

@@ -29,6 +29,24 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "experts": ("mixtral-8x7b", SMALL | {"kv_heads": 2, "head_dim": 8, "layers": 2, "experts": 4}),
     "captioner": (str(SPECS / "captioner.yaml"), {}),  # cross-attention
     "one head": ("gemma-2b", SMALL | {"heads": 1, "kv_heads": 1, "head_dim": 8, "embed": 8, "mlp": 8, "layers": 1}),
+    "latent": (
+        "deepseek-v3",
+        SMALL
+        | {
+            "head_dim": 8,
+            "rotary_dim": 4,
+            "value_dim": 8,
+            "rank": 16,
+            "query_rank": 16,
+            "layers": 3,
+            "dense": 1,
+            "dense_mlp": 64,
+            "experts": 8,
+            "active": 2,
+            "groups": 4,
+            "active_groups": 2,
+        },
+    ),
     "positions": (str(SPECS / "positions.yaml"), SMALL | {"kv_heads": 4}),  # biases by position
 }
 
@@ -114,11 +132,12 @@ FAST = [
     case("gemma2", "zero1", "data=4"), case("gemma2", "tensor+decode-length", "model=2", "decode"),
     case("one key head", "decode-length", "model=4", "decode"), case("griffin", "fsdp", "fsdp=4", "decode"),
     case("captioner", "data+context", "data=2,context=4"), PIPED[2], PIPED[11], BALANCED[1],
-    case("positions", "context", "context=4"),
+    case("positions", "context", "context=4"), case("latent", "tensor+decode-length", "model=2", "decode"),
+    case("latent", "fsdp+tensor", "fsdp=4,model=2", "forward"),
 ]  # fmt: skip
 SLOW = [
     *(case(m, *s, "train") for m in MODELS for s in (*ALONE, *COMBINED)),
-    *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts", "positions")
+    *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts", "positions", "latent")
       for s in (("data", "data=8"), ("fsdp", "fsdp=4"), ("tensor", "model=2"), ("fsdp+tensor", "fsdp=4,model=2"),
                 ("decode-length", "model=4"), ("data+decode-length", "data=2,model=4"))),
     *PIPED, *BALANCED,

@@ -31,7 +31,7 @@ def test_forward(name: str) -> None:
 @pytest.mark.parametrize("caches", [HEADS_FIRST, CacheLayout(heads_first=False), PACKED], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_chunked_prefill(name: str, caches: CacheLayout) -> None:
-    if caches != HEADS_FIRST and name not in ("gemma2", "recurrent_gemma"):
+    if caches != HEADS_FIRST and name not in ("gemma2", "recurrent_gemma", "deepseek_v3"):
         pytest.skip("the order of a cache is shown on two families")
     c = case(name)
     rows, length = c.tokens.shape
@@ -69,7 +69,7 @@ def test_decode_token_by_token(name: str, platform: str) -> None:
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-@pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "mixtral"])
+@pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "mixtral", "deepseek_v3"])
 def test_verify_and_commit_a_random_part(name: str, platform: str) -> None:
     """Verify leaves the state as it was; commit writes the accepted tokens only."""
     c = case(name)
@@ -109,7 +109,7 @@ def test_greedy_text_with_unequal_prompts(name: str) -> None:
 
 
 @pytest.mark.parametrize("phase", ["forward", "prefill"])
-@pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "mixtral"])
+@pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "mixtral", "deepseek_v3"])
 def test_the_implementations_for_long_inputs(name: str, phase: str) -> None:
     """Blocked attention, blocked scan and ragged experts give the same numbers as the plain forms."""
     c = case(name)
