@@ -136,7 +136,7 @@ def compile(
     phase, note = phase_of(model, phase)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), logits, training or Training(), asked)
     compiled = compiling.run(model, request, found, out, check, time_limit, export, progress)
-    notes = (*((note,) if note is not None else ()), *compiled.result.notes)
+    notes = (*model.notes, *((note,) if note is not None else ()), *compiled.result.notes)
     compiled = replace(compiled, result=replace(compiled.result, notes=notes))
     if compiled.out is not None:
         write_json(compiled.out / "summary.json", compiled.as_json())

@@ -111,6 +111,7 @@ def summary(model: Model, context: int = CONTEXT, sizes: Mapping[str, int] | Non
     return {
         "name": model.name,
         "paper": model.spec.paper,
+        "stand_in": model.spec.stand_in,
         "files": [str(f) for f in model.document.files],
         "dims": dict(model.dims),
         "args": dict(model.args),

@@ -45,6 +45,8 @@ def _headline(made: Mapping[str, Any]) -> Text:
     text = Text(screen.clean(made["name"]), style="bold")
     if made["paper"]:
         text.append(f"  {screen.clean(made['paper'])}", style="not bold dim")
+    if made["stand_in"]:
+        text.append(f"\nstand-in: {screen.clean(made['stand_in'])}", style="not bold yellow")
     line = " · ".join([f"{parameters['total']:,} parameters", *([stored] if stored else []), *told])
     return text.append(f"\n{line}", style="not bold")
 

@@ -16,6 +16,7 @@ AFTER_EMBED = "graph:\n  - embed\n  - "
 NODES: dict[str, str] = {
     "attention": "attention: {window: 32, position: rope, softcap: 50}",
     "conv": "conv: {to: 64, kernel: 3, stride: 2, bias: true}",
+    "fill": "{fill: {where: 999}, from: {features: seen, ids: tokens}}",
     "gain": "gain: {over: last}",
     "latent_attention": "latent_attention: {rank: 32, rotary_dim: 8, query_rank: 48}",
     "linear": "linear: {to: mlp, bias: true}",
@@ -35,13 +36,25 @@ NODES: dict[str, str] = {
     "concat": "concat: {axis: hidden, of: [{linear: {to: 32}, name: left}, {linear: {to: 96}, name: right}]}",
     "repeat": "repeat: {times: 6, cycle: [{rms_norm: , name: norm}, {mlp: {act: gelu}}]}",
 }  # fmt: skip
+FILLED = """\
+inputs: {tokens: {kind: tokens}, images: {kind: image, size: [32, 32]}}
+graph:
+  seen: [{conv: {to: embed, kernel: 8, stride: 8}, from: images}, {merge: {axes: [height, width], to: patches}}]
+  logits:
+    - {embed: , from: tokens}
+    - {fill: {where: 999}, from: {features: seen, ids: tokens}}
+    - unembed
+"""
 WHOLE: dict[str, str] = {
+    "fill": FILLED,
     "embed": "graph:\n  - embed: {scale: sqrt(embed)}\n",
     "conv": f"{AFTER_IMAGE}{NODES['conv']}\n",
     "merge": f"{AFTER_IMAGE}conv: {{to: embed, kernel: 8, stride: 8}}\n  - {NODES['merge']}\n",
     "pool": f"{AFTER_IMAGE}{NODES['pool']}\n",
 }
 PORTED: dict[tuple[str, str], str] = {
+    ("fill", "features"): FILLED,
+    ("fill", "ids"): FILLED,
     ("attention", "table"): """\
 blocks: {bias: {dims: {buckets: 32}, params: {table: buckets heads}, program: {output: table}}}
 graph:

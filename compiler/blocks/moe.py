@@ -102,7 +102,7 @@ class MoE(Block):
         """As many tokens of a row as an expert has seats; a token with no seat gets nothing of the expert."""
         b, axis = env.b, self._axis(x)
         places = seats(x.type.size(axis), self.active, self.experts, float(self.capacity or 1))
-        at = b.one(Seats(axis, Size.of(self.experts), places), chosen)
+        at = b.one(Seats(axis, experts=Size.of(self.experts), seats=places), chosen)
         gates = b.one(OneHot(Size.of(self.experts)), weights, chosen)
         return self._at_seats(env, x, gates, at, axis)
 
@@ -111,7 +111,7 @@ class MoE(Block):
         gates = b.softmax(logits, "experts") if self.score == "softmax" else b.sigmoid(logits)
         lengths = env.lengths(axis)
         places = seats(x.type.size(axis), self.active, self.experts, float(self.capacity or 1))
-        at = b.one(ChooseTokens(axis, places), gates, *([lengths] if lengths is not None else []))
+        at = b.one(ChooseTokens(axis, seats=places), gates, *([lengths] if lengths is not None else []))
         return self._at_seats(env, x, b.mul(gates, self.scale) if self.scale != 1 else gates, at, axis)
 
     def _at_seats(self, env: Env, x: Value, gates: Value, at: Value, axis: str) -> Value:
@@ -123,7 +123,7 @@ class MoE(Block):
 
         y = self._layer(env, b.one(ToSeats(axis), env.compute(x), at), x, product)
         weighted = b.mul(b.cast(y, "float32"), b.one(ToSeats(axis), gates, at))
-        total = b.one(FromSeats(axis, x.type.size(axis)), b.arrange(b.cast(weighted, y.type.dtype), y.axes), at)
+        total = b.one(FromSeats(axis, size=x.type.size(axis)), b.arrange(b.cast(weighted, y.type.dtype), y.axes), at)
         return b.arrange(total, x.axes)
 
     def _axis(self, x: Value) -> str:

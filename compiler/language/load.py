@@ -17,7 +17,7 @@ from compiler.language.spec import BlockSpec, Dtypes, InputSpec, Spec, WeightsSp
 from compiler.source.yaml import YList, YMap, load_file, load_text
 
 MERGED = ("dims", "args", "sources", "assumed", "dtypes", "weights")
-REPLACED = ("name", "paper", "extends")
+REPLACED = ("name", "paper", "stand_in", "extends")
 MAX_EXTENDS = 8
 
 

@@ -56,6 +56,11 @@ class Model:
         return self.document.spec
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What every report says of it."""
+        return (f"stand-in: {self.spec.stand_in}",) if self.spec.stand_in else ()
+
+    @property
     def streaming_input(self) -> str | None:
         """The token input that the sequence streams in over."""
         return next((n for n, i in self.spec.inputs.items() if i.streams), None)

@@ -123,6 +123,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     name: str
     paper: str | None = None
+    stand_in: str | None = Field(
+        default=None, description="for a model whose sizes are not published: what is, said in every report"
+    )
     extends: str | None = None
     dims: dict[str, Any] = Field(default_factory=dict)
     args: dict[str, Any] = Field(default_factory=dict)

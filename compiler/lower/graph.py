@@ -20,6 +20,7 @@ from compiler.lower import (  # noqa: F401  (register)
     defined,
     experts,
     loss,
+    ordinal,
     recurrence,
     rotate,
     rows,

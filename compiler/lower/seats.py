@@ -53,15 +53,15 @@ def _to_seats(ctx: Context, node: Node, x: Array, at: Array) -> tuple[Array, ...
         return jnp.take(entries, places, axis=0, mode="fill", fill_value=0)
 
     each = jax.vmap(jax.vmap(take)) if own else jax.vmap(take)
-    found = each(x.reshape(-1, *x.shape[len(lead) :]), at.reshape(-1, *at.shape[-2:]))
-    return (align(found.reshape(*at.shape, *inner), (*lead, "experts", "seats", *rest), node.result.axes),)
+    found = each(x.reshape(-1, *x.shape[len(lead) :]), at.reshape(-1, *at.shape[len(lead) :]))
+    return (align(found.reshape(*at.shape, *inner), (*lead, *op.places, *rest), node.result.axes),)
 
 
 @lowers(seats.FromSeats)
 def _from_seats(ctx: Context, node: Node, y: Array, at: Array) -> tuple[Array, ...]:
     op: Any = node.op
     lead, rest, at = _sides(node, at)
-    y = align(y, node.operands[0].axes, (*lead, "experts", "seats", *rest))
+    y = align(y, node.operands[0].axes, (*lead, *op.places, *rest))
     inner, tokens = y.shape[at.ndim :], ctx.length(node.result, op.axis)
 
     def add(entries: Array, places: Array) -> Array:
@@ -69,14 +69,15 @@ def _from_seats(ctx: Context, node: Node, y: Array, at: Array) -> tuple[Array, .
         return total.at[places.reshape(-1)].add(entries.reshape(-1, *inner).astype(jnp.float32), mode="drop")
 
     each = jax.vmap(jax.vmap(add)) if op.each else jax.vmap(add)
-    total = each(y.reshape(-1, *y.shape[len(lead) :]), at.reshape(-1, *at.shape[-2:])).astype(y.dtype)
+    total = each(y.reshape(-1, *y.shape[len(lead) :]), at.reshape(-1, *at.shape[len(lead) :])).astype(y.dtype)
     axes = (*lead, *(("experts",) if op.each else ()), op.axis, *rest)
     return (align(total.reshape(*at.shape[: len(lead)], *total.shape[1:]), axes, node.result.axes),)
 
 
 def _sides(node: Node, at: Array) -> tuple[tuple[str, ...], tuple[str, ...], Array]:
-    """The axes of rows, those that entries have besides, and the seats' tokens [rows.., experts, seats]."""
+    """The axes of rows, those that entries have besides, and the seats' tokens [rows.., places..]."""
     (x, seat), op = node.operands, node.op
-    lead = tuple(a for a in seat.axes if a not in ("experts", "seats"))
+    places: tuple[str, ...] = op.places  # type: ignore[attr-defined]
+    lead = tuple(a for a in seat.axes if a not in places)
     rest = tuple(a for a in x.axes if a not in (*seat.axes, op.axis))  # type: ignore[attr-defined]
-    return lead, rest, align(at, seat.axes, (*lead, "experts", "seats"))
+    return lead, rest, align(at, seat.axes, (*lead, *places))

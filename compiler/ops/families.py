@@ -13,6 +13,7 @@ from compiler.ops import (  # noqa: F401
     lookup,
     loss,
     normalise,
+    ordinal,
     pool,
     recurrence,
     rotate,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from compiler.graph.builder import Builder
 
 Grads = tuple[Value | None, ...]
+PLACES = ("experts", "seats")
 FINEST = 10_000  # a capacity factor is taken as a fraction: 1.1 is eleven tenths
 
 
@@ -35,9 +36,10 @@ def seats(tokens: Size, active: int, experts: int, factor: float) -> Size:
 
 @dataclass(frozen=True)
 class _Seated(Op):
-    """``axis``: the tokens' axis of a row."""
+    """``axis``: the tokens' axis of a row. ``places``: the axes of the seats."""
 
     axis: str = "seq"
+    places: tuple[str, ...] = PLACES
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         return Along.LOOKAHEAD if axis == self.axis else Along.POINTWISE
@@ -45,8 +47,8 @@ class _Seated(Op):
     def _seat(self, at: TensorType) -> None:
         if not at.dtype.startswith("int"):
             raise TypeProblem("dtype-mismatch", f"seats hold numbers of tokens, found {at.dtype}")
-        at.size("experts")
-        at.size("seats")
+        for axis in self.places:
+            at.size(axis)
 
 
 @op
@@ -104,8 +106,9 @@ class ChooseTokens(_Seated):
 @op
 @dataclass(frozen=True)
 class ToSeats(_Seated):
-    """The entries of x along the tokens' axis by seat, [.., experts, seats, ..]; 0 where a seat is empty. Of an x that
-    has experts each expert gets its own. Operands: x [.., axis, ..], the seats' tokens [.., experts, seats]."""
+    """The entries of x along the tokens' axis by seat, [.., experts, seats, ..] (or what ``places`` says); 0 where a
+    seat is empty. Of an x that has experts each expert gets its own. Operands: x [.., axis, ..], the seats' tokens [..,
+    experts, seats]."""
 
     name: ClassVar[str] = "to_seats"
 
@@ -122,7 +125,7 @@ class ToSeats(_Seated):
         if grads[0] is None:
             return None, None
         x, at = ins
-        back = FromSeats(self.axis, x.type.size(self.axis), "experts" in x.axes)
+        back = FromSeats(self.axis, self.places, x.type.size(self.axis), "experts" in x.axes)
         return b.arrange(b.one(back, grads[0], at), x.axes), None
 
     def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
@@ -145,7 +148,7 @@ class FromSeats(_Seated):
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         y, at = ins
         self._seat(at)
-        own = [p for p in at.pairs if p[0] not in ("experts", "seats")]
+        own = [p for p in at.pairs if p[0] not in self.places]
         kept = [("experts", at.size("experts"))] if self.each else []
         return (TensorType.make([*own, (self.axis, self.size), *kept, *y.drop(*at.axes).pairs], y.dtype),)
 
@@ -155,7 +158,7 @@ class FromSeats(_Seated):
     def gradient(self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]) -> Grads:
         if grads[0] is None:
             return None, None
-        return b.arrange(b.one(ToSeats(self.axis), grads[0], ins[1]), ins[0].axes), None
+        return b.arrange(b.one(ToSeats(self.axis, self.places), grads[0], ins[1]), ins[0].axes), None
 
     def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
         return partial == {0}
@@ -163,4 +166,4 @@ class FromSeats(_Seated):
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.axis:
             return Role.WHOLE
-        return Role.SUM if axis == "seats" or (axis == "experts" and not self.each) else Role.PARALLEL
+        return Role.SUM if axis in self.places and not (axis == "experts" and self.each) else Role.PARALLEL

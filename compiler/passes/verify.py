@@ -17,7 +17,7 @@ ADDED_BY: dict[str, frozenset[str]] = {
         "map", "cast", "stop_gradient", "dot", "norm", "softmax", "lookup", "rotate", "sinusoid", "attend",
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
         "recur", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot", "collect",
-        "attend_latent", "one_hot", "seats", "choose_tokens", "to_seats", "from_seats",
+        "attend_latent", "ordinal", "one_hot", "seats", "choose_tokens", "to_seats", "from_seats",
     }),
     "phase": frozenset({"state", "append", "keep_last", "keep_tail", "last_valid", "after", "attend_cached"}),
     "loss": frozenset({"pick"}),

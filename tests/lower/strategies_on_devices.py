@@ -21,7 +21,7 @@ from compiler.passes.stages import Stages, stage
 from tests.lower.on_devices import compare
 
 SPECS = Path(__file__).parents[1] / "specs"
-SMALL = {"dtype": "float32", "vocab": 96, "embed": 32, "heads": 4, "mlp": 48}
+SMALL: dict[str, Any] = {"dtype": "float32", "vocab": 96, "embed": 32, "heads": 4, "mlp": 48}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2-9b", SMALL | {"kv_heads": 4, "head_dim": 8, "layers": 4, "window": 8}),
     "one key head": ("gemma-2b", SMALL | {"kv_heads": 1, "head_dim": 8, "layers": 2}),
@@ -29,6 +29,23 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "experts": ("mixtral-8x7b", SMALL | {"kv_heads": 2, "head_dim": 8, "layers": 2, "experts": 4}),
     "captioner": (str(SPECS / "captioner.yaml"), {}),  # cross-attention
     "one head": ("gemma-2b", SMALL | {"heads": 1, "kv_heads": 1, "head_dim": 8, "embed": 8, "mlp": 8, "layers": 1}),
+    "gemini": (
+        "gemini-1",
+        SMALL
+        | {
+            "text": 24,
+            "codes": 72,
+            "head_dim": 8,
+            "layers": 2,
+            "vision": 16,
+            "vision_heads": 2,
+            "vision_mlp": 24,
+            "vision_layers": 2,
+            "side": 28,
+            "images": 2,
+            "usm": 6,
+        },
+    ),
     "latent": (
         "deepseek-v3",
         SMALL
@@ -86,7 +103,7 @@ COMBINED = (
     ("fsdp+context+tensor", "fsdp=2,context=2,model=2"), ("zero1+tensor", "data=4,model=2"),
     ("zero2+tensor+sequence", "data=4,model=2"), ("fsdp+context+tensor+sequence", "fsdp=2,context=2,model=2"),
 )  # fmt: skip
-REPLICATED = {"one key head": "kv_heads", "griffin": "kv_heads"}
+REPLICATED = {"one key head": "kv_heads", "gemini": "kv_heads", "griffin": "kv_heads"}
 
 
 PIPED = [
@@ -133,7 +150,7 @@ FAST = [
     case("one key head", "decode-length", "model=4", "decode"), case("griffin", "fsdp", "fsdp=4", "decode"),
     case("captioner", "data+context", "data=2,context=4"), PIPED[2], PIPED[11], BALANCED[1],
     case("positions", "context", "context=4"), case("latent", "tensor+decode-length", "model=2", "decode"),
-    case("latent", "fsdp+tensor", "fsdp=4,model=2", "forward"),
+    case("latent", "fsdp+tensor", "fsdp=4,model=2", "forward"), case("gemini", "data+tensor", "data=2,model=2"),
 ]  # fmt: skip
 SLOW = [
     *(case(m, *s, "train") for m in MODELS for s in (*ALONE, *COMBINED)),

@@ -55,6 +55,14 @@ def _kept(y: Any, at: Any) -> Any:
     return np.stack([from_seats(y[:, e : e + 1], at[:, e : e + 1]) for e in range(y.shape[1])], 2)
 
 
+def _filled(x: Any, f: Any, ids: Any) -> Any:
+    out = x.copy()
+    for row, held in enumerate(ids):
+        for n, t in enumerate(np.flatnonzero(held == 3)):
+            out[row, t] = f[row, n] if n < f.shape[1] else 0
+    return out
+
+
 def cases() -> list[Case]:
     x, y, at = "batch=2 seq=4 embed=3", "batch=2 experts=3 seats=2 embed=3", "batch=2 experts=3 seats=2:int32"
 
@@ -63,16 +71,20 @@ def cases() -> list[Case]:
 
     return [
         Case("seats", {"x": x, "c": "batch=2 seq=4 active=2:int32"},
-             lambda b, x, c: b.one(ToSeats(), x, b.one(Seats("seq", Size.of(3), Size.of(2)), c)),
+             lambda b, x, c: b.one(ToSeats(), x, b.one(Seats(experts=Size.of(3), seats=Size.of(2)), c)),
              lambda x, c: to_seats(x, first_come(c, 3, 2)), {"c": CHOSEN}),
         Case("choose_tokens", {"x": "batch=2 seq=4 experts=3"},
-             lambda b, x: b.one(ToSeats(), x, b.one(ChooseTokens("seq", Size.of(2)), x)),
+             lambda b, x: b.one(ToSeats(), x, b.one(ChooseTokens(seats=Size.of(2)), x)),
              lambda x: _own(x, expert_choice(x, 2))),
         Case("choose_tokens_of_padded_rows", {"x": "batch=2 seq=4 experts=3", "n": "batch=2:int32"},
-             one(ChooseTokens("seq", Size.of(3))), lambda x, n: expert_choice(x, 3, n), {"n": [4, 2]},
+             one(ChooseTokens(seats=Size.of(3))), lambda x, n: expert_choice(x, 3, n), {"n": [4, 2]},
              differentiable=False),
         Case("to_seats", {"x": x, "at": at}, one(ToSeats()), to_seats, {"at": AT}),
         Case("to_seats_of_experts", {"x": "batch=2 seq=4 experts=3", "at": at}, one(ToSeats()), _own, {"at": AT}),
-        Case("from_seats", {"y": y, "at": at}, one(FromSeats("seq", Size.of(4))), from_seats, {"at": AT}),
-        Case("from_seats_each", {"y": y, "at": at}, one(FromSeats("seq", Size.of(4), True)), _kept, {"at": AT}),
+        Case("to_seats_of_another_axis", {"x": "batch=2 patches=4 embed=3", "at": "batch=2 seq=5:int32"},
+             one(ToSeats("patches", ("seq",))), to_seats, {"at": [[4, 0, 1, 4, 2], [0, 4, 4, 1, 1]]}),
+        Case("fill", {"x": "batch=2 seq=4 embed=3", "f": "batch=2 patches=2 embed=3", "ids": "batch=2 seq=4:int32"},
+             lambda b, x, f, ids: b.fill(x, f, ids, 3), _filled, {"ids": [[3, 1, 3, 3], [0, 3, 2, 1]]}),
+        Case("from_seats", {"y": y, "at": at}, one(FromSeats(size=Size.of(4))), from_seats, {"at": AT}),
+        Case("from_seats_each", {"y": y, "at": at}, one(FromSeats(size=Size.of(4), each=True)), _kept, {"at": AT}),
     ]  # fmt: skip

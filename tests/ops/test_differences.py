@@ -46,6 +46,7 @@ BLOCKS = {
     ],
     "conv": ["conv: {to: embed, kernel: 3, groups: 2, bias: true, over: seq}"],
     "embed": [],
+    "fill": ["linear: {to: embed}, name: features", "fill: 3, from: {input: table, features: features, ids: tokens}"],
     "gain": ["gain: {act: tanh}"],
     "latent_attention": ["latent_attention: {rank: 6, rotary_dim: 2, value_dim: 3, query_rank: 5}"],
     "layer_norm": ["layer_norm: {bias: true}"],
