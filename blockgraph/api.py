@@ -345,12 +345,17 @@ def export(
     format: str = "huggingface",
     progress: Any = None,
 ) -> list[Path]:
-    """Writes weights as safetensors under the published names of ``format``."""
+    """Writes weights as safetensors under the published names of ``format``; those of a model whose spec holds them in
+    few bits as they are held, under our own."""
     from runtime.weights.load import export as write
     from runtime.weights.load import load as read_weights
 
     model = load(model) if isinstance(model, str) else model
     loaded = read_weights(model, Path(weights), progress=progress)
+    if model.policy.weights is not None:
+        from runtime.weights.packing import save
+
+        return [save(model, loaded.arrays, Path(out), loaded.rows)]
     return list(write(model, loaded, Path(out), format=format, progress=progress))
 
 

@@ -67,7 +67,7 @@ class MoE(Block):
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
         b = env.b
         self._check()
-        logits = env.linear(x, "router", [("experts", self.experts)], dtype="float32")
+        logits = env.linear(x, "router", [("experts", self.experts)], dtype="float32", exact=True)
         if self.z_loss is not None:
             env.lose("router_z", b.mul(router_z(env, logits), self.z_loss))
         if self.choice == "expert":

@@ -92,7 +92,8 @@ def build(document: Document) -> Model:
     spec, raw, problems = document.spec, document.raw, Problems()
     scope = _scope(spec, raw, problems)
     compute = spec.dtypes.compute
-    policy = Policy(spec.dtypes.params, compute, spec.dtypes.residual or compute)
+    types = spec.dtypes
+    policy = Policy(types.params, compute, types.residual or compute, types.weights, types.group)
     b, weights = Builder(), Weights()
     inputs = _inputs(spec, raw, scope, b)
     env = Env(b, scope, policy, weights, inputs)

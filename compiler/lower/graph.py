@@ -21,6 +21,7 @@ from compiler.lower import (  # noqa: F401  (register)
     experts,
     loss,
     ordinal,
+    packed,
     recurrence,
     rotate,
     rows,

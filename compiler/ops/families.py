@@ -14,6 +14,7 @@ from compiler.ops import (  # noqa: F401
     loss,
     normalise,
     ordinal,
+    packed,
     pool,
     recurrence,
     rotate,

@@ -25,6 +25,7 @@ from compiler.passes.call import TRAIN, sizes_for, whole_prompt
 from compiler.passes.loss import Chunk
 from compiler.passes.micro import STAGES
 from compiler.passes.optimise import SGD, AdamW, Optimiser
+from compiler.passes.pack import pack
 from compiler.passes.partition import Partitioned, partition
 from compiler.passes.phase import phase_graph
 from compiler.passes.pipeline import PrintAfter, micro_sizes, phase_pipeline, training_pipeline
@@ -110,6 +111,7 @@ def _plan(
     if training:
         sizes = micro_sizes(sizes, asked.training.accumulate)
     graph = phase_graph(model, "forward" if training else asked.phase, asked.logits).graph
+    graph = graph if training else pack(graph)
     stages = pipeline(strategy, mesh, asked.parallel, sizes, target)
     if stages is not None:
         graph = stage(graph, stages, sizes)
