@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compiler.graph.ir import Value
+from compiler.graph.sizes import product
 from compiler.graph.types import DTYPE_BITS, TensorType, TypeProblem
 from compiler.ops.contract import Cost, Op, Role, moved, op
+from compiler.ops.linear import Dot
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -92,3 +94,30 @@ class Unpack(Op):
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         return Role.PARALLEL
+
+
+@op
+@dataclass(frozen=True)
+class DotPacked(Dot):
+    """A product with a packed weight, which is unpacked on the way, a part at a time where it is large. Operands: x,
+    values, scales; ``axis``: along which the weight has its groups."""
+
+    name: ClassVar[str] = "dot_packed"
+    differentiable: ClassVar[bool] = False
+    axis: str = "embed"
+
+    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
+        x, values, scales = ins
+        return super().infer(x, *Unpack(self.axis, x.dtype).infer(values, scales))
+
+    def cost(self, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Cost:
+        sizes = dict(ins[0].pairs) | dict(ins[1].pairs)
+        return moved(ins, outs, matrix=product(sizes.values()) * 2, vector=ins[1].elements)
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> tuple[Value | None, ...]:
+        return tuple(None for _ in ins)
+
+    def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
+        return partial == {0}

@@ -1,7 +1,7 @@
 """Pack: parameters that are held in few bits become their values and scales, and are unpacked where they are read.
 
-A product unpacks its own layer's weight, inside the loop over layers; a lookup unpacks the rows that it takes. A training
-step has its parameters as they are and is not packed.
+A product reads its own layer's weight packed, inside the loop over layers; a lookup unpacks the rows that it takes. What
+else reads a weight gets it unpacked. A training step has its parameters as they are and is not packed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from compiler.graph.types import TensorType
 from compiler.language.model import Model
 from compiler.ops.control import Repeat
 from compiler.ops.leaves import Parameter
+from compiler.ops.linear import Dot
 from compiler.ops.lookup import Lookup
-from compiler.ops.packed import SCALE, Packed, Unpack
+from compiler.ops.packed import SCALE, DotPacked, Packed, Unpack
 
 
 def pack(graph: Graph) -> Graph:
@@ -72,18 +73,31 @@ class _Pack(Replay):
         return self.unpacked[key]
 
     def node(self, node: Node) -> None:
-        op = node.op
-        if isinstance(op, Lookup) and node.operands[0].id in self.pairs:
-            values, scales, how, dtype = self.pairs[node.operands[0].id]
-            if op.axis != how.axis:
-                ids, b = self.map[node.operands[1].id], self.b
-                saved, (b.path, b.position) = (b.path, b.position), (node.path, node.position)
-                # rows in floats: those of a divided table are sums over shards
-                rows = b.cast(b.one(op, values, ids), dtype)
-                self.map[node.result.id] = b.one(Unpack(how.axis, dtype), rows, b.one(op, scales, ids))
-                b.path, b.position = saved
-                return
-        super().node(node)
+        made = self._read(node)
+        if made is None:
+            super().node(node)
+        else:
+            self.map[node.result.id] = made
+
+    def _read(self, node: Node) -> Value | None:
+        """A product or a lookup of a packed weight, as one that reads it packed; None for other nodes."""
+        op, b = node.op, self.b
+        at = {Dot: 1, Lookup: 0}.get(type(op))
+        if at is None or node.operands[at].id not in self.pairs or node.operands[1 - at].id in self.pairs:
+            return None
+        values, scales, how, dtype = self.pairs[node.operands[at].id]
+        other = self.map[node.operands[1 - at].id]
+        saved, (b.path, b.position) = (b.path, b.position), (node.path, node.position)
+        try:
+            if isinstance(op, Dot):
+                return b.one(DotPacked(op.contract, op.dtype, how.axis), other, values, scales)
+            assert isinstance(op, Lookup)
+            if op.axis == how.axis:
+                return None
+            rows = b.cast(b.one(op, values, other), dtype)  # in floats: of a divided table they are sums over shards
+            return b.one(Unpack(how.axis, dtype), rows, b.one(op, scales, other))
+        finally:
+            b.path, b.position = saved
 
     def captured_argument(self, old: int, value: Value) -> Value:
         if value.id in self.scales:

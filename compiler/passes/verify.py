@@ -21,7 +21,7 @@ ADDED_BY: dict[str, frozenset[str]] = {
     }),
     "phase": frozenset({"state", "append", "keep_last", "keep_tail", "last_valid", "after", "attend_cached"}),
     "loss": frozenset({"pick"}),
-    "pack": frozenset({"unpack"}),
+    "pack": frozenset({"unpack", "dot_packed"}),
     "differentiate": frozenset({
         "attend_gradient", "put", "scatter_add", "place", "expert_outer", "to_rows",
         "from_rows",
