@@ -26,7 +26,15 @@ from costmodel.price import price
 
 CONTEXT = 8192  # tokens at which state is told, unless asked otherwise
 STREAMING = ("prefill", "decode", "verify", "commit")
-SHOWN = ("elaborate", "phase", "select", "pack", "loss", "differentiate", "optimise")  # passes whose graph can be printed
+SHOWN = (
+    "elaborate",
+    "phase",
+    "select",
+    "pack",
+    "loss",
+    "differentiate",
+    "optimise",
+)  # whose graph can be printed
 TRAINING = ("loss", "differentiate", "optimise")
 _FAR = 1 << 30  # a context beyond every window: what still grows there grows without end
 

@@ -86,6 +86,7 @@ graph:
 MORE = tuple(f"{AFTER_EMBED}{node}\n" for node in (  # options that bring in ops of their own
     "moe: {gate: silu, capacity: 1.25}", "moe: {gate: silu, choice: expert}",
 ))  # fmt: skip
+MORE += (f"dtypes: {{weights: int4}}\n{AFTER_EMBED}moe: {{gate: silu}}\n  - unembed: {{tied: embed}}\n",)
 PORTS = """\
 inputs: {tokens: {kind: tokens}, frames: {kind: features, axes: [frames, embed]}}
 graph:

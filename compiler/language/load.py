@@ -159,8 +159,8 @@ def check(raw: YMap, files: tuple[Path, ...] = (), overrides: Mapping[str, Any] 
 
 
 def _override(raw: YMap, overrides: Mapping[str, Any], problems: Problems) -> None:
-    """Sets dims and args from the command line: `vocab`, `dims.vocab`, `args.layers`; `dtype` sets both dtypes, `weights` how
-    matrices are held."""
+    """Sets dims and args from the command line: `vocab`, `dims.vocab`, `args.layers`; `dtype` sets both dtypes,
+    `weights` how matrices are held."""
     for name, value in overrides.items():
         place = Position(f"--set {name}", 0, 0)
         if name in DTYPES:

@@ -13,7 +13,8 @@ from compiler.lower.basic import product
 from compiler.lower.registry import Array, Context, lowers
 from compiler.ops.packed import DotPacked, Unpack
 
-PART = 1 << 25  # entries of a weight that are unpacked at once: 64 MiB in bfloat16
+PART = 1 << 24  # entries of a weight that are unpacked at once: 32 MiB in bfloat16
+TILE = 128
 
 
 def unpacked(values: Array, scales: Array, axis: int, dtype: Any) -> Array:
@@ -26,7 +27,16 @@ def unpacked(values: Array, scales: Array, axis: int, dtype: Any) -> Array:
 @lowers(Unpack)
 def _unpack(ctx: Context, node: Node, values: Array, scales: Array) -> tuple[Array, ...]:
     op: Any = node.op
-    return (unpacked(values, scales, node.operands[0].axes.index(op.axis), op.dtype),)
+    return (unpacked(values, scales, node.operands[0].axes.index(op.axis), node.result.type.dtype),)
+
+
+def parts(size: int, axis: int) -> int:
+    """In how many parts an axis of a weight of ``size`` entries is taken: whole tiles of a TPU where there is a number
+    near that gives them, as XLA copies what it cuts otherwise."""
+    least = math.ceil(size / PART)
+    fitting = [n for n in range(least, min(4 * least, axis) + 1) if axis % n == 0]
+    whole = [n for n in fitting if axis // n % TILE == 0]
+    return next(iter([*whole, *fitting]), 1)
 
 
 @lowers(DotPacked)
@@ -44,7 +54,7 @@ def _dot_packed(ctx: Context, node: Node, x: Array, values: Array, scales: Array
     free = [a for a in right if a not in left and a != op.axis]
     axis = max(free, key=lambda a: values.shape[right.index(a)], default=None)
     most = values.shape[right.index(axis)] if axis else 1
-    count = next((n for n in range(math.ceil(values.size / PART), most + 1) if most % n == 0), 1)
+    count = parts(values.size, most)
     if count <= 1 or axis is None:
         return (part(values, scales),)
     where, into, size = right.index(axis), out.axes.index(axis), most // count

@@ -103,7 +103,6 @@ class DotPacked(Dot):
     values, scales; ``axis``: along which the weight has its groups."""
 
     name: ClassVar[str] = "dot_packed"
-    differentiable: ClassVar[bool] = False
     axis: str = "embed"
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
@@ -117,7 +116,11 @@ class DotPacked(Dot):
     def gradient(
         self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
     ) -> tuple[Value | None, ...]:
-        return tuple(None for _ in ins)
+        """That of the product of the unpacked weight."""
+        x, values, scales = ins
+        how = Unpack(self.axis, x.type.dtype)
+        dx, dw = Dot(self.contract, self.dtype).gradient(b, (x, b.one(how, values, scales)), outs, grads)
+        return dx, *how.gradient(b, (values, scales), (), (dw,))
 
     def linear(self, partial: frozenset[int], ins: Sequence[TensorType]) -> bool:
         return partial == {0}

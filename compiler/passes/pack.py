@@ -1,7 +1,7 @@
 """Pack: parameters that are held in few bits become their values and scales, and are unpacked where they are read.
 
-A product reads its own layer's weight packed, inside the loop over layers; a lookup unpacks the rows that it takes. What
-else reads a weight gets it unpacked. A training step has its parameters as they are and is not packed.
+A product reads its own layer's weight packed, inside the loop over layers; a lookup unpacks the rows that it takes.
+What else reads a weight gets it unpacked. A training step has its parameters as they are and is not packed.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def load(
     progress: Progress | None = None,
 ) -> Weights:
     """Reads a checkpoint. ``format`` is a key of the spec's `weights:`, by default the one whose names the file has;
-    ``dtype`` replaces the parameters' own. Of a file of packed weights (runtime/weights/packing.py) the arrays are as they
-    are held. Raises WeightsError naming every missing, extra or misshaped tensor."""
+    ``dtype`` replaces the parameters' own. Of a file of packed weights (runtime/weights/packing.py) the arrays are as
+    they are held. Raises WeightsError naming every missing, extra or misshaped tensor."""
     held = packing.load(model, Path(path))
     if held is not None:
         return Weights(*held, packing.FORMAT)

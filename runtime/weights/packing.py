@@ -63,8 +63,8 @@ def quantise(x: np.ndarray, how: Packed, axis: int) -> tuple[np.ndarray, np.ndar
 
 
 def _rounded(xp: Any, x: Any, how: Packed, axis: int, dtype: Any) -> tuple[Any, Any]:
-    """Whole numbers in float32 [.., groups, group, ..] and scales [.., groups, ..] in ``dtype``: numbers are of the scale
-    as it is stored. A group of zeros has the scale 1."""
+    """Whole numbers in float32 [.., groups, group, ..] and scales [.., groups, ..] in ``dtype``: numbers are of the
+    scale as it is stored. A group of zeros has the scale 1."""
     most = xp.max(xp.abs(x), axis=axis)
     scale = (xp.where(most > 0, most, how.largest) / how.largest).astype(dtype)
     wide = xp.expand_dims(scale.astype(xp.float32), axis)
@@ -149,8 +149,8 @@ def load(model: Model, path: Path) -> tuple[dict[str, np.ndarray], dict[str, int
             arrays: dict[str, np.ndarray] = {}
             names = set(source.keys())
             for label, t in types.items():
-                shape = [int(s.constant) for s in t.sizes]
-                stored = [-(-int(np.prod(shape)) // 2)] if t.dtype == "int4" else shape
+                shape = tuple(int(s.constant) for s in t.sizes)
+                stored = [-(-int(np.prod(shape)) // 2)] if t.dtype == "int4" else list(shape)
                 if label not in names:
                     hint = nearest(label, names)
                     problems.append(Problem("missing-tensor", f"{file.name} lacks {label}", None, (), hint))

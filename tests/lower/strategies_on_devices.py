@@ -46,6 +46,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "usm": 6,
         },
     ),
+    "few bits": (
+        "gemma2-9b",
+        SMALL | {"kv_heads": 4, "head_dim": 16, "embed": 64, "mlp": 128, "layers": 2, "window": 8, "weights": "int4"},
+    ),
+    "few bits, experts": (
+        "mixtral-8x7b",
+        SMALL | {"kv_heads": 2, "head_dim": 16, "embed": 64, "mlp": 64, "layers": 2, "experts": 4, "weights": "int8"},
+    ),
     "latent": (
         "deepseek-v3",
         SMALL
@@ -151,10 +159,12 @@ FAST = [
     case("captioner", "data+context", "data=2,context=4"), PIPED[2], PIPED[11], BALANCED[1],
     case("positions", "context", "context=4"), case("latent", "tensor+decode-length", "model=2", "decode"),
     case("latent", "fsdp+tensor", "fsdp=4,model=2", "forward"), case("gemini", "data+tensor", "data=2,model=2"),
+    case("few bits", "fsdp+tensor", "fsdp=2,model=2", "forward"), case("few bits", "tensor", "model=2", "decode"),
 ]  # fmt: skip
 SLOW = [
-    *(case(m, *s, "train") for m in MODELS for s in (*ALONE, *COMBINED)),
-    *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts", "positions", "latent")
+    *(case(m, *s, "train") for m in MODELS if "few" not in m for s in (*ALONE, *COMBINED)),
+    *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts", "positions", "latent", "few bits",
+                                       "few bits, experts")
       for s in (("data", "data=8"), ("fsdp", "fsdp=4"), ("tensor", "model=2"), ("fsdp+tensor", "fsdp=4,model=2"),
                 ("decode-length", "model=4"), ("data+decode-length", "data=2,model=4"))),
     *PIPED, *BALANCED,

@@ -57,7 +57,7 @@ def test_every_shipped_spec_has_a_training_step(name: str) -> None:
         return
     remat = Rematerialise("auto", limit=1e9)
     steps = training_pipeline(model, SIZES, remat=remat, accumulate=2, chunk=Chunk(4), optimiser=AdamW(clip=1.0))
-    assert [p.name for p in steps.passes] == [p for p in PASSES if p not in ("stage", "partition")]
+    assert [p.name for p in steps.passes] == [p for p in PASSES if p not in ("pack", "stage", "partition")]
     graph = steps.run(model.graph)
     outputs = dict(graph.outputs)
     assert {"loss", "loss_weight", "gradient_norm", "state:step"} < set(outputs)
@@ -76,7 +76,7 @@ def test_every_shipped_spec_has_a_training_step(name: str) -> None:
 def test_passes_run_in_order_and_print() -> None:
     seen: list[tuple[str, Graph]] = []
     program(spec("attention"), "decode", {**SIZES, "seq": 1}, print_after=lambda name, g: seen.append((name, g)))
-    assert [name for name, _ in seen] == ["elaborate", "phase", "select"]
+    assert [name for name, _ in seen] == ["elaborate", "phase", "select", "pack"]
     texts: list[str] = []
     training(spec("mlp"), SIZES, print_after=printer(["loss", "differentiate"], texts.append))
     assert [t.splitlines()[0] for t in texts] == ["# after loss", "# after differentiate"]
