@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.graph.ir import Value
-from compiler.graph.types import TensorType, TypeProblem
+from compiler.graph.types import TensorType, TypeProblem, broadcast
 from compiler.ops import shards as across
 from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
+from compiler.ops.linear_attend import LinearAttend
 from compiler.ops.shape import zeros
 
 if TYPE_CHECKING:
@@ -204,9 +205,50 @@ class Shift(Op):
 
 
 @function
-def recur(b: Builder, value: Value, log_decay: Value, axis: str = "seq") -> Value:
-    """h_t = exp(log_decay_t) * h_(t-1) + value_t; float32."""
-    return b.one(Recur(axis), value, log_decay)
+def recur(
+    b: Builder,
+    value: Value,
+    log_decay: Value | None = None,
+    axis: str = "seq",
+    *,
+    key: Value | None = None,
+    query: Value | None = None,
+    delta: Value | None = None,
+    erase: Value | None = None,
+    remove: Value | None = None,
+    bonus: Value | None = None,
+    over: str | None = None,
+) -> Value:
+    """h_t = exp(log_decay_t) * h_(t-1) + value_t; float32. With a key and a query the state is a matrix: linear
+    attention, S_t = exp(log_decay_t) S_(t-1) + key_t value_t, read as query_t S_t along the query's last axis
+    (``over``), in the value's dtype. ``delta``: the delta rule of that strength, erase = key and key = delta * key.
+    ``erase``, ``remove``, ``bonus``: see the op linear_attend."""
+    more = {"erase": erase, "remove": remove, "bonus": bonus}
+    if key is None or query is None:
+        needed = [n for n, v in {"key": key, "query": query, "delta": delta, **more}.items() if v is not None]
+        if needed or log_decay is None:
+            text = f"{needed[0]} needs key and query" if needed else "needs log_decay, or key and query"
+            raise TypeProblem("operand-count", f"recur: {text}")
+        return b.one(Recur(axis), *_alike(b, value, log_decay))
+    if delta is not None:
+        if erase is not None:
+            raise TypeProblem("operand-count", "recur: delta says what is erased; give one of delta and erase")
+        more["erase"] = key
+        key = b.cast(b.mul(b.cast(key, "float32"), b.cast(delta, "float32")), key.type.dtype)
+    given = {"value": value, "key": key, "query": query, "log_decay": log_decay, **more}
+    for name in ("key", "query", "log_decay", "erase", "remove"):
+        x = given[name]
+        if x is not None and axis not in x.axes:
+            given[name] = b.expand(x, [(axis, value.type.size(axis))])
+    operands = {n: v for n, v in given.items() if v is not None}
+    return b.one(LinearAttend(tuple(operands), over or query.axes[-1], axis), *operands.values())
+
+
+def _alike(b: Builder, *values: Value) -> list[Value]:
+    """Values with the axes of all of them."""
+    pairs = broadcast(v.type for v in values)
+    wide = [b.expand(v, [p for p in pairs if p[0] not in v.axes]) for v in values]
+    return [b.arrange(v, [a for a, _ in pairs]) for v in wide]
 
 
 @function
