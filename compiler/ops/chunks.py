@@ -114,12 +114,12 @@ def chunked(a: Arithmetic, over: str, x: Inputs, state: Any, ends: bool) -> tupl
             return a.pairs_by_channel(reader, writer, over, through, total, strict)
         return a.faded(a.dot(reader, writer.renamed(AT, FROM), over), through, total, strict)
 
-    def found(reader: Any, through: Any) -> Any:
+    def found(reader: Any, through: Any, again: bool) -> Any:
         """In the state before the chunk."""
         if state is None:
             return None
         if channels or total is None:
-            return a.dot(_by(reader, through), state, over, again=False)
+            return a.dot(_by(reader, through), state, over, again)
         return _by(a.dot(reader, state, over), through)
 
     def mixed(weights: Any, values: Any, again: bool) -> Any:
@@ -127,7 +127,7 @@ def chunked(a: Arithmetic, over: str, x: Inputs, state: Any, ends: bool) -> tupl
 
     written = [(key, value)]
     if "erase" in x:
-        erase, remove, known = x["erase"], x.get("remove", key), found(x["erase"], total)
+        erase, remove, known = x["erase"], x.get("remove", key), found(x["erase"], total, True)
         inverse = a.inverse(pairs(erase, remove, total, True))
         if "remove" in x:
             known = _plus(known, mixed(pairs(erase, key, total, True), value, True))
@@ -138,7 +138,7 @@ def chunked(a: Arithmetic, over: str, x: Inputs, state: Any, ends: bool) -> tupl
     if "query" in x:
         query, bonus = x["query"], "bonus" in x
         through = total - decay if bonus and total is not None else total
-        y = found(query, through)
+        y = found(query, through, False)
         for writer, values in written:
             y = _plus(y, mixed(pairs(query, writer, through, bonus), values, False))
         if bonus:
