@@ -80,7 +80,7 @@ class Arrays:
         if log_decay is not None:
             axes = (*axes, *(a for a in log_decay.axes if a not in axes))
         h = value.to(axes)
-        shape = tuple(1 if a not in (log_decay.axes if log_decay else ()) else log_decay.size(a) for a in axes)
+        shape = tuple(log_decay.size(a) if log_decay and a in log_decay.axes else 1 for a in axes)
         decay = jnp.ones(shape, h.dtype) if log_decay is None else jnp.exp(log_decay.to(axes))
         begin = jnp.zeros_like(h[0]) if state is None else jnp.broadcast_to(state.to(axes[1:]), h.shape[1:])
         return Named(_running(jnp.broadcast_to(decay, (h.shape[0], *decay.shape[1:])), h, begin), axes)

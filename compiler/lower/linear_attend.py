@@ -125,7 +125,7 @@ class _Run:
         x = self.chunks()
 
         def pull(chunk: Inputs, state: Any, g: Results) -> Any:
-            _, back = jax.vjp(lambda *args: self.form(*args, g[1] is not None), chunk, self.still, state)
+            _, back = jax.vjp(lambda x, still, s: self.form(x, still, s, g[1] is not None), chunk, self.still, state)
             return back(g)
 
         if self.count == 1:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from compiler.graph.sizes import ONE, ZERO, Size, SizeLike, product
+from compiler.graph.sizes import ZERO, Size, product
 
 AT, FROM = "(position)", "(earlier position)"
 BLOCK = 16  # positions whose decays by channel are taken pair by pair; the smallest factors of an inverse's products
@@ -104,7 +104,7 @@ def scan(a: Arithmetic, over: str, x: Inputs, state: Any, ends: bool) -> tuple[A
 
 def chunked(a: Arithmetic, over: str, x: Inputs, state: Any, ends: bool) -> tuple[Any, Any]:
     """By matrix products within the chunk and with the state before it: SSD (arXiv:2405.21060, section 6), GLA
-    (arXiv:2312.06635, section 4); what the delta rule takes back is solved for first (arXiv:2406.06484, section 3.2)."""
+    (arXiv:2312.06635, section 4); what the delta rule takes back is solved first (arXiv:2406.06484, section 3.2)."""
     key, value, decay = x["key"], x["value"], x.get("log_decay")
     total = None if decay is None else decay.running_sum(AT)
     channels = decay is not None and over in decay.axes
@@ -229,9 +229,7 @@ class Tally:
             pairs * (through - total.renamed(AT, FROM)).exp()  # type: ignore[union-attr]
         )  # fmt: skip
 
-    def pairs_by_channel(
-        self, x: Sized, y: Sized, over: str, through: Sized, total: Sized, strict: bool
-    ) -> Sized:
+    def pairs_by_channel(self, x: Sized, y: Sized, over: str, through: Sized, total: Sized, strict: bool) -> Sized:
         made = Sized(self, x.sizes | y.sizes | total.sizes | {FROM: x.sizes[AT]})
         near = min(BLOCK, self.chunk)
         parts = self.chunk // near
@@ -271,6 +269,3 @@ def count(
     x = {n: Sized(tally, s if n == "bonus" else {AT: Size.of(chunk), **s}) for n, s in inputs.items()}
     FORMS[form](tally, over, x, None if state is None else Sized(tally, state), ends)
     return tally
-
-
-__all__ = ["AT", "BLOCK", "FORMS", "FROM", "ONE", "Arithmetic", "SizeLike", "Sized", "Tally", "Tensor", "count", "levels"]

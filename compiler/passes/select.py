@@ -62,7 +62,7 @@ class Select(Replay):
             return None
         op: Any = node.op
         chosen = rule(self, node)
-        fields = {"implementation": chosen} if isinstance(chosen, str) else chosen
+        fields: Any = {"implementation": chosen} if isinstance(chosen, str) else chosen
         made = self.b.apply(dataclasses.replace(op, **fields), *ins)
         if isinstance(op, Dispatch) and made[0].type == ins[0].type:  # dense: tokens stay where they are
             return (ins[0], *made[1:])

@@ -19,12 +19,13 @@ ADDED_BY: dict[str, frozenset[str]] = {
         "recur", "linear_attend", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot",
         "collect",
     }),
-    "phase": frozenset({"state", "append", "keep_last", "keep_tail", "replace", "last_valid", "after", "attend_cached"}),
+    "phase": frozenset({
+        "state", "append", "keep_last", "keep_tail", "replace", "last_valid", "after", "attend_cached",
+    }),
     "loss": frozenset({"pick"}),
     "differentiate": frozenset({
-        "attend_gradient", "linear_attend_gradient", "put", "scatter_add", "place", "one_hot", "expert_outer", "to_rows",
-        "from_rows",
-        "conv_input", "conv_kernel", "pool_gradient",
+        "attend_gradient", "linear_attend_gradient", "put", "scatter_add", "place", "one_hot", "expert_outer",
+        "to_rows", "from_rows", "conv_input", "conv_kernel", "pool_gradient",
     }),
     "optimise": frozenset(),  # element-wise ops over the state that a phase may bring in
     "partition": frozenset({

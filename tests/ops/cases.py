@@ -19,8 +19,8 @@ from compiler.ops.recurrence import Recur, ShortConv
 from compiler.ops.rotate import Rotate
 from compiler.ops.rows import FromRows, ToRows
 from compiler.ops.shape import Merge, Pad, Split
+from tests.ops import linear_cases, window_cases
 from tests.ops import reference as ref
-from tests.ops import window_cases
 from tests.ops.build import Case
 
 N: Any = np
@@ -327,6 +327,7 @@ def _experts() -> list[Case]:
     ]  # fmt: skip
 
 
-CASES = [*_elementwise(), *_shapes(), *_products(), *_attention(), *_recurrences(), *_experts(), *window_cases.cases()]
+CASES = [*_elementwise(), *_shapes(), *_products(), *_attention(), *_recurrences(), *_experts(), *window_cases.cases(),
+         *linear_cases.cases()]  # fmt: skip
 untested = set(TABLE) - {c.id for c in CASES}
 assert not untested, f"functions without a case: {untested}"

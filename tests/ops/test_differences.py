@@ -25,7 +25,7 @@ from compiler.passes.verify import ADDED_BY
 from runtime.weights.initial import random
 from tests.ops.build import Case
 from tests.ops.cases import CASES
-from tests.ops.float64 import TOLERANCE, evaluate, float64, wide_arrays, widened, worst
+from tests.ops.float64 import TOLERANCE, compiled, float64, wide_arrays, widened, worst
 
 DIFFERENTIABLE = [c for c in CASES if c.differentiable and c.id != "stop_gradient"]
 
@@ -87,14 +87,15 @@ def test_an_op_s_gradient_equals_differences(case: Case) -> None:
     names = [name for name, t in case.types().items() if t.dtype.startswith("float")]
     with float64():
         draw = np.random.default_rng(1)
-        outs = evaluate(forward, case.sizes, arrays).values()
+        outputs = compiled(forward, case.sizes)
+        outs = outputs(arrays).values()
         gs = {f"g{i}": draw.normal(size=y.shape) for i, y in enumerate(outs) if np.issubdtype(y.dtype, np.floating)}
 
         def f(at: dict[str, np.ndarray]) -> float:
-            ys = list(evaluate(forward, case.sizes, at).values())
+            ys = list(outputs(at).values())
             return float(sum((ys[int(name[1:])] * g).sum() for name, g in gs.items()))
 
-        found = evaluate(back, case.sizes, {**arrays, **gs})
+        found = compiled(back, case.sizes)({**arrays, **gs})
         gradients = {names[int(name[1:])]: g for name, g in found.items()}
         assert all(g.dtype == np.float64 for g in gradients.values())
         assert worst(f, arrays, gradients) < TOLERANCE

@@ -1,0 +1,72 @@
+"""Linear attention gives one answer, whichever way it runs; what it costs is what the compiler makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compiler.check.flops import flops
+from compiler.graph.ir import Graph
+from compiler.lower.graph import run
+from compiler.lower.registry import Context
+from compiler.ops.linear_attend import LinearAttend
+from tests.ops.build import Case, close
+from tests.ops.linear_cases import case, inputs, values
+
+ERASING = ("delta", "gated_delta", "channel_delta", "rwkv7")
+
+
+@pytest.mark.parametrize("speed", [1e-4, 20.0])
+@pytest.mark.parametrize("layer", ["ssd", "gla", "rwkv6", "gated_delta", "rwkv7"])
+def test_from_hardly_any_decay_to_forgetting_at_once(layer: str, speed: float) -> None:
+    """Long chunks: decays by channel are split in parts, and the delta rule's inverse is joined by products."""
+    for seq, chunk in ((70, 32), (40, 64)):
+        made = case(layer, "chunked", seq, chunk, state=True, ends=True, speed=speed)
+        arrays = made.arrays()
+        assert made.expect is not None
+        for found, want in zip(made.run(made.graph(), arrays), made.expect(*arrays.values()), strict=True):
+            close(found, want, 2e-5)
+
+
+@pytest.mark.parametrize("layer", ["rwkv6", "gated_delta"])
+def test_the_way_back_of_long_chunks(layer: str) -> None:
+    made = case(layer, "chunked", 40, 32, speed=20.0)
+    for ours, theirs in zip(*made.gradients(), strict=True):
+        assert np.isfinite(ours).all()
+        close(ours, theirs, 2e-5)
+
+
+def compiled(graph: Graph, arrays: dict[str, Any]) -> int:
+    shapes = {k: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype) for k, x in arrays.items()}
+    text = jax.jit(lambda a: list(run(graph, Context({}, a)).values())).lower(shapes).compile().as_text()
+    found = flops(text)
+    assert found.exact
+    return found.total
+
+
+def priced(graph: Graph) -> int:
+    nodes = [n for n in graph.nodes if n.op.name.startswith("linear_attend")]
+    costs = [n.op.cost([v.type for v in n.operands], [v.type for v in n.results]) for n in nodes]
+    return sum(int(c.matrix.constant) for c in costs)
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+@pytest.mark.parametrize("layer", ["ssd", "gla", "gated_delta", "rwkv7"])
+def test_products_are_those_of_the_compiler(layer: str, chunks: int) -> None:
+    """Axes that are not so small that the compiler makes sums of products."""
+    large = {"batch=2": "batch=2", "heads=2": "heads=3", "key_dim=3": "key_dim=24", "head_dim=2": "head_dim=20"}
+    given = inputs(layer, 64 * chunks)
+    for small, size in large.items():
+        given = {n: axes.replace(small, size) for n, axes in given.items()}
+    op = LinearAttend(tuple(given), chunk=64)
+    made = Case(layer, given, lambda b, *xs: b.apply(op, *xs), values=values(given))
+    arrays = made.arrays()
+    assert compiled(made.graph(), arrays) == priced(made.graph())
+    back = made.gradient_graph()
+    alone = Graph(tuple(n for n in back.nodes if n.op.name != "linear_attend"), back.outputs)
+    g = jnp.zeros([int(s.constant) for s in made.graph().outputs[0][1].type.sizes])
+    assert compiled(alone, arrays | {"g0": g}) == priced(alone)
