@@ -176,6 +176,11 @@ def _distances(ctx: Context, node: Node) -> tuple[Array, ...]:
     return (jnp.arange(ctx.length(node.result, "distance"), dtype=jnp.int32),)
 
 
+@lowers(leaves.Index)
+def _index(ctx: Context, node: Node) -> tuple[Array, ...]:
+    return (jnp.arange(node.result.type.sizes[0].constant, dtype=jnp.float32),)
+
+
 @lowers(leaves.Positions)
 def _positions(ctx: Context, node: Node, start: Array | None = None) -> tuple[Array, ...]:
     batch, size = ctx.shape(node.result)

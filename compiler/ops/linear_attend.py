@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compiler.errors import nearest
 from compiler.graph.ir import Value
 from compiler.graph.sizes import ZERO, Size, smaller
 from compiler.graph.types import TensorType, TypeProblem
@@ -75,10 +76,12 @@ class _Linear(Op):
             if name in x and needed not in x:
                 raise TypeProblem("operand-count", f"{name} without {needed} has no meaning")
         for name, t in x.items():
-            if name not in WITHOUT_POSITIONS:
-                t.size(self.axis)
-            if name not in ("value", "log_decay", "valid"):
-                t.size(self.over)
+            wanted = [] if name in WITHOUT_POSITIONS else [self.axis]
+            wanted += [] if name in ("value", "log_decay", "valid") else [self.over]
+            for axis in wanted:
+                if axis not in t.axes:
+                    text = f"the {name} needs an axis {axis}, found [{' '.join(t.axes)}]"
+                    raise TypeProblem("missing-axis", text, t.axes, nearest(axis, t.axes))
         if self.over in x["value"].axes:
             raise TypeProblem("axis-mismatch", f"keys write along {self.over}, which the value {x['value']} has too")
         known: dict[str, tuple[str, Size]] = {}

@@ -208,7 +208,7 @@ class Shift(Op):
 def recur(
     b: Builder,
     value: Value,
-    log_decay: Value | None = None,
+    log_decay: Value | float | None = None,
     axis: str = "seq",
     *,
     key: Value | None = None,
@@ -219,16 +219,21 @@ def recur(
     bonus: Value | None = None,
     over: str | None = None,
 ) -> Value:
-    """h_t = exp(log_decay_t) * h_(t-1) + value_t; float32. With a key and a query the state is a matrix: linear
-    attention, S_t = exp(log_decay_t) S_(t-1) + key_t value_t, read as query_t S_t along the query's last axis
-    (``over``), in the value's dtype. ``delta``: the delta rule of that strength, erase = key and key = delta * key.
-    ``erase``, ``remove``, ``bonus``: see the op linear_attend."""
+    """h_t = exp(log_decay_t) * h_(t-1) + value_t; float32; with log_decay 0 a running sum. With a key and a query the
+    state is a matrix: linear attention, S_t = exp(log_decay_t) S_(t-1) + key_t value_t, read as query_t S_t along the
+    query's last axis (``over``), in the value's dtype. ``delta``: the delta rule of that strength, erase = key and
+    key = delta * key. ``erase``, ``remove``, ``bonus``: see the op linear_attend."""
+    if isinstance(log_decay, (int, float)):
+        log_decay = b.constant(float(log_decay), "float32") if log_decay or key is None else None
     more = {"erase": erase, "remove": remove, "bonus": bonus}
     if key is None or query is None:
-        needed = [n for n, v in {"key": key, "query": query, "delta": delta, **more}.items() if v is not None]
-        if needed or log_decay is None:
-            text = f"{needed[0]} needs key and query" if needed else "needs log_decay, or key and query"
-            raise TypeProblem("operand-count", f"recur: {text}")
+        all_of = {"key": key, "query": query, "delta": delta, **more}
+        there = [n for n, v in all_of.items() if v is not None]
+        if there or log_decay is None:
+            lacking = " and ".join(n for n in ("key", "query") if all_of[n] is None)
+            with_what = f" with {' and '.join(there)}" if there else ""
+            text = f"recur{with_what} needs {lacking if there else 'log_decay, or key and query'}"
+            raise TypeProblem("operand-count", text)
         return b.one(Recur(axis), *_alike(b, value, log_decay))
     if delta is not None:
         if erase is not None:

@@ -13,7 +13,7 @@ from compiler.ops.leaves import Argument, Leaf, Parameter, State
 # Which ops a pass may bring in. An op is legal once the pass that adds it has run; other passes add none.
 ADDED_BY: dict[str, frozenset[str]] = {
     "elaborate": frozenset({
-        "input", "parameter", "argument", "constant", "positions", "distances", "repeat",
+        "input", "parameter", "argument", "constant", "positions", "distances", "index", "repeat",
         "map", "cast", "stop_gradient", "dot", "norm", "softmax", "lookup", "rotate", "sinusoid", "attend",
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
         "recur", "linear_attend", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot",

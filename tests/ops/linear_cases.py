@@ -68,7 +68,7 @@ def case(
     marks = "".join(f"_{n}" for n, there in (("state", state), ("valid", valid), ("ends", ends)) if there)
     made = values(given, speed) | ({"valid": [seq - 2, 0]} if valid else {})
     return Case(
-        f"linear_attend_{layer}_{form}{marks}", given, lambda b, *xs: b.apply(op, *xs), reference(op, given), made
+        f"linear_attend_{layer}_{form}_{seq}{marks}", given, lambda b, *xs: b.apply(op, *xs), reference(op, given), made
     )
 
 
@@ -127,7 +127,7 @@ def cases() -> list[Case]:
     made += [
         case("rwkv7", "chunked", 10, 4, state=True, ends=True),
         case("gated_delta", "chunked", 7, 4, state=True, ends=True),
-        case("gla", "chunked", 3, 4, state=True, ends=True), case("delta", "chunked", 3, 4),
+        case("gla", "chunked", 3, 4, state=True, ends=True), case("delta", "chunked", 4, 4),
         case("rwkv6", "chunked", 10, 4, state=True, valid=True, ends=True),
         case("selective", "scan", 7, 4, state=True, valid=True, ends=True),
     ]  # fmt: skip
