@@ -198,7 +198,7 @@ def written(b: Builder, how: str | Op, axis: str, state: Value, new: Sequence[Va
     operands are the new values, the state and ``valid``. ``where``: start and valid."""
     if isinstance(how, str):
         return b.one(WRITES[how](axis), state, *new, *where)
-    return b.one(how, *new, state, where[1])
+    return b.one(Replace(axis), state, b.one(how, *new, state, where[1]), *where)
 
 
 @op
