@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from compiler.lower.named import Named, dot
+from compiler.lower.named import Named, dot, where
 from compiler.lower.registry import Array
 from compiler.ops.chunks import AT, BLOCK, FROM
 
@@ -28,7 +28,7 @@ class Arrays:
     def faded(self, pairs: Named, through: Named | None, total: Named | None, strict: bool) -> Named:
         seen = _lower(pairs.size(AT), AT, FROM, strict)
         if through is None or total is None:
-            return _where(seen, pairs)
+            return where(seen, pairs)
         return pairs * _decay(through - total.renamed(AT, FROM), seen)
 
     def pairs_by_channel(self, x: Named, y: Named, over: str, through: Named, total: Named, strict: bool) -> Named:
@@ -45,7 +45,7 @@ class Arrays:
             far = _decay(begin - there.renamed(PARTS, EARLIER), _lower(count, PARTS, EARLIER, True))
             reader, writer = x * (through - begin).exp(), y.renamed(AT, FROM).renamed(PARTS, EARLIER) * far
             same = Named(jnp.eye(count, dtype=bool), (PARTS, EARLIER))
-            pairs = self.dot(reader, writer, over) + _where(same, pairs)
+            pairs = self.dot(reader, writer, over) + where(same, pairs)
         else:
             pairs = pairs.expanded(EARLIER)
         rest = tuple(a for a in pairs.axes if a not in (PARTS, AT, EARLIER, FROM))
@@ -95,13 +95,9 @@ def _lower(size: int, rows: str, columns: str, strict: bool) -> Named:
     return Named(jnp.tril(jnp.ones((size, size), bool), -1 if strict else 0), (rows, columns))
 
 
-def _where(seen: Named, x: Named) -> Named:
-    return x._join(seen, lambda v, m: jnp.where(m, v, jnp.zeros((), v.dtype)))
-
-
 def _decay(log: Named, seen: Named) -> Named:
     """exp(log) where seen, else 0: what is not seen may be far above 1, and must not reach the exponential."""
-    return _where(seen, _where(seen, log).exp())
+    return where(seen, where(seen, log).exp())
 
 
 def _shifted(x: Named, axis: str) -> Named:

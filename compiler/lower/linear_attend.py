@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from compiler.graph.ir import Node
 from compiler.lower.chunks import Arrays
-from compiler.lower.named import Named
+from compiler.lower.named import Named, where
 from compiler.lower.registry import Array, Context, lowers, read
 from compiler.ops.chunks import AT, FORMS
 from compiler.ops.linear_attend import WRITING, LinearAttend, LinearAttendGradient
@@ -63,7 +63,7 @@ class _Run:
         if self.valid is None or name not in WRITING:
             return x
         seen = Named(jnp.arange(self.length), (self.op.axis,))._join(self.valid, jnp.less)
-        return Named(jnp.where(seen.to(x.axes), x.array, jnp.zeros((), x.array.dtype)), x.axes)
+        return where(seen, x)  # which has rows now, if it was the same for all
 
     def chunks(self) -> Inputs:
         return {n: self.apart(self.masked(n, x)) for n, x in self.inputs.items()}
@@ -179,7 +179,9 @@ def _linear_attend_gradient(ctx: Context, node: Node, *arrays: Any) -> tuple[Arr
     for name, result in zip((n for n in run.op.given if n != "valid"), node.results, strict=True):
         g = found[name]
         if name in run.inputs:
-            whole = run.masked(name, Named(run.together(g, result.axes), result.axes)).array
+            rows = tuple(a for a in g.axes if a not in (AT, *result.axes))
+            whole = run.masked(name, Named(run.together(g, (*rows, *result.axes)), (*rows, *result.axes))).array
+            whole = jnp.sum(whole, tuple(range(len(rows))))
         else:
             whole = g.to(result.axes)
         made.append(whole.astype(result.type.dtype))

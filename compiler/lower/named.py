@@ -85,6 +85,11 @@ class Named:
         return Named(self.array.reshape(*shape[:at], -1, *shape[at + 2 :]), tuple(a for a in self.axes if a != outer))
 
 
+def where(seen: Named, x: Named) -> Named:
+    """x where seen, else 0."""
+    return x._join(seen, lambda v, m: jnp.where(m, v, jnp.zeros((), v.dtype)))
+
+
 def dot(x: Named, y: Named, over: str, dtype: Any, precision: Any) -> Named:
     """The sum of x times y along ``over``: factors in ``dtype``, accumulated in float32. On the way back cotangents
     are narrowed to ``dtype`` too, so that every product runs at its width."""

@@ -90,6 +90,8 @@ class _Linear(Op):
                 where, first = known.setdefault(axis, (name, size))
                 if size != first:
                     raise TypeProblem("axis-mismatch", f"{axis} is {first} in {where} and {size} in {name}")
+        if "valid" in x and not set(x["valid"].axes) <= set(self.state(x).axes):
+            raise TypeProblem("axis-mismatch", f"valid {x['valid']} counts rows that the state {self.state(x)} lacks")
         if "state" in x and dict(x["state"].pairs) != dict(self.state(x).pairs):
             raise TypeProblem("axis-mismatch", f"the state is {x['state']}, what writes it makes {self.state(x)}")
         return x
@@ -101,6 +103,8 @@ class _Linear(Op):
         """What one chunk costs: from a state on or from nothing, with the state after it or without."""
         names = [n for n in self.given if n not in ("state", "valid", *without.split())]
         inputs = {n: {a: s for a, s in x[n].pairs if a != self.axis} for n in names}
+        if "valid" in x:  # each row has its own part of what is written
+            inputs |= {n: inputs[n] | dict(x["valid"].pairs) for n in names if n in WRITING}
         before = dict(self.state(x).pairs) if state else None
         return count(self.implementation, self.over, inputs, before, ends, self.chunk)
 

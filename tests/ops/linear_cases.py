@@ -17,7 +17,7 @@ SHARED = "batch=2 seq={seq} key_dim=3"  # by all heads or channels
 PAIR = f"{AT} pair=2"
 LAYERS: dict[str, dict[str, str]] = {
     "plain": {"value": VALUE, "key": KEY, "query": KEY},  # arXiv:2006.16236
-    "retention": {"value": VALUE, "key": KEY, "query": KEY, "log_decay": AT},  # arXiv:2307.08621
+    "retention": {"value": VALUE, "key": KEY, "query": KEY, "log_decay": "seq={seq} heads=2"},  # arXiv:2307.08621
     "ssd": {"value": VALUE, "key": SHARED, "query": SHARED, "log_decay": AT},  # arXiv:2405.21060
     "selective": {  # arXiv:2312.00752: a channel has a state of its own
         "value": "batch=2 seq={seq} rnn=4", "key": SHARED, "query": SHARED,
@@ -91,7 +91,8 @@ def reference(op: LinearAttend, given: Mapping[str, str]) -> Any:
         x = {n: (a.astype(np.float64), types[n].axes) for n, a in zip(op.given, arrays, strict=True)}
         if op.has("valid"):  # further positions write nothing, and nothing decays
             seen = (np.arange(sizes[op.axis]) < x["valid"][0][:, None], ("batch", op.axis))
-            x |= {n: (times(x[n][1], x[n], seen), x[n][1]) for n in op.only(*WRITING)}
+            rows = {n: tuple(dict.fromkeys(("batch", *x[n][1]))) for n in op.only(*WRITING)}
+            x |= {n: (times(axes, x[n], seen), axes) for n, axes in rows.items()}
         state = times(whole, x["state"]) if op.has("state") else np.zeros([sizes[a] for a in whole])
         read = []
         for t in range(sizes[op.axis]):
@@ -130,5 +131,6 @@ def cases() -> list[Case]:
         case("gla", "chunked", 3, 4, state=True, ends=True), case("delta", "chunked", 4, 4),
         case("rwkv6", "chunked", 10, 4, state=True, valid=True, ends=True),
         case("selective", "scan", 7, 4, state=True, valid=True, ends=True),
+        case("retention", "chunked", 10, 4, state=True, valid=True, ends=True),
     ]  # fmt: skip
     return made
