@@ -1,5 +1,5 @@
-"""Linear attention layers position by position in NumPy float64, from the papers' equations; ``w`` holds a layer's weights
-by their names in the spec. Rows alone, [length, width]."""
+"""Linear attention layers position by position in NumPy float64, from the papers' equations; ``w`` holds a layer's
+weights by their names in the spec. Rows alone, [length, width]."""
 
 from __future__ import annotations
 
