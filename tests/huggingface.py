@@ -24,7 +24,7 @@ SPECS = {
 # Specs whose dims and args have names of their own: {ours: config.json's}.
 RECURRENT: dict[str, dict[str, str]] = {
     "mamba": {"state": "state_size", "rank": "time_step_rank", "window": "conv_kernel", "eps": "layer_norm_epsilon"},
-    "mamba2": {"state": "state_size", "head_dim": "head_dim", "groups": "n_groups", "window": "conv_kernel",
+    "mamba2": {"state": "state_size", "head_dim": "head_dim", "key_heads": "n_groups", "window": "conv_kernel",
                "eps": "layer_norm_epsilon"},
     "rwkv": {"rnn": "attention_hidden_size", "mlp": "intermediate_size", "eps": "layer_norm_epsilon"},
     "qwen3_next": {

@@ -19,7 +19,7 @@ from tests.runtime.streams import TOLERANCE, assert_streams, forward, tokens_of
 SMALL: dict[str, Any] = {"vocab": 40, "embed": 24, "layers": 3, "dtype": "float32"}
 HEADS = {"heads": 2, "key_dim": 6, "head_dim": 8, "mlp": 32}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "mamba": {"state": 6, "rank": 3}, "mamba2": {"state": 6, "head_dim": 8, "groups": 2, "heads": 3},
+    "mamba": {"state": 6, "rank": 3}, "mamba2": {"state": 6, "head_dim": 8, "key_heads": 2, "heads": 3},
     "retnet": HEADS, "gla": HEADS | {"rank": 4}, "linear-transformer": HEADS | {"context": 160},
     "rwkv4": {"mlp": 32},
     "rwkv7": {"heads": 2, "head_dim": 8, "mlp": 32, "decay_rank": 4, "rate_rank": 4, "value_rank": 4, "gate_rank": 4},
