@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from compiler.passes.phase import phase_graph
 from compiler.passes.select import Choice, select
 from compiler.passes.verify import ADDED_BY
 from runtime.weights.initial import random
-from tests.ops.build import Case
+from tests.ops.build import Case, params
 from tests.ops.cases import CASES
 from tests.ops.float64 import TOLERANCE, compiled, float64, wide_arrays, widened, worst
 
@@ -78,9 +79,7 @@ LONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.slow if c.id in LONG else (), id=c.id) for c in DIFFERENTIABLE]
-)
+@pytest.mark.parametrize("case", params([replace(c, slow=c.slow or c.id in LONG) for c in DIFFERENTIABLE]))
 def test_an_op_s_gradient_equals_differences(case: Case) -> None:
     forward, back = widened(case.graph()), widened(case.gradient_graph())
     arrays = wide_arrays(case.arrays())

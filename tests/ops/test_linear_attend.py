@@ -17,11 +17,13 @@ from compiler.ops.linear_attend import LinearAttend
 from tests.ops.build import Case, close
 from tests.ops.linear_cases import case, inputs, values
 
-ERASING = ("delta", "gated_delta", "channel_delta", "rwkv7")
+
+def slow(*values: Any) -> list[Any]:
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values]
 
 
 @pytest.mark.parametrize("speed", [1e-4, 20.0])
-@pytest.mark.parametrize("layer", ["ssd", "gla", "rwkv6", "gated_delta", "rwkv7"])
+@pytest.mark.parametrize("layer", ["rwkv6", "gated_delta", *slow("ssd", "gla", "rwkv7")])
 def test_from_hardly_any_decay_to_forgetting_at_once(layer: str, speed: float) -> None:
     """Long chunks: decays by channel are split in parts, and the delta rule's inverse is joined by products."""
     for seq, chunk in ((70, 32), (40, 64)):
@@ -32,7 +34,7 @@ def test_from_hardly_any_decay_to_forgetting_at_once(layer: str, speed: float) -
             close(found, want, 2e-5)
 
 
-@pytest.mark.parametrize("layer", ["rwkv6", "gated_delta"])
+@pytest.mark.parametrize("layer", ["rwkv6", *slow("gated_delta")])
 def test_the_way_back_of_long_chunks(layer: str) -> None:
     made = case(layer, "chunked", 40, 32, speed=20.0)
     for ours, theirs in zip(*made.gradients(), strict=True):
@@ -54,8 +56,14 @@ def priced(graph: Graph) -> int:
     return sum(int(c.matrix.constant) for c in costs)
 
 
-@pytest.mark.parametrize("chunks", [1, 2, 3])
-@pytest.mark.parametrize("layer", ["ssd", "gla", "gated_delta", "rwkv7"])
+@pytest.mark.parametrize(
+    ("layer", "chunks"),
+    [
+        *(("gla", 1), ("gated_delta", 3)),
+        *slow(*(("ssd", n) for n in (1, 2, 3)), ("gla", 2), ("gla", 3), ("gated_delta", 1), ("gated_delta", 2)),
+        *slow(*(("rwkv7", n) for n in (1, 2, 3))),
+    ],
+)
 def test_products_are_those_of_the_compiler(layer: str, chunks: int) -> None:
     """Axes that are not so small that the compiler makes sums of products."""
     large = {"batch=2": "batch=2", "heads=2": "heads=3", "key_dim=3": "key_dim=24", "head_dim=2": "head_dim=20"}
