@@ -21,6 +21,7 @@ class Arrays:
 
     dtype: Any
     precision: Any
+    fixed: bool = False  # what is not asked for the compiler leaves out
 
     def dot(self, x: Named, y: Named, over: str, again: bool = True) -> Named:
         return dot(x, y, over, self.dtype, self.precision)

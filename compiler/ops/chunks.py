@@ -37,7 +37,10 @@ class Tensor(Protocol):
 
 
 class Arithmetic(Protocol):
-    """What is more than element-wise."""
+    """What is more than element-wise. ``fixed``: the way back is not asked for the decays' cotangent."""
+
+    @property
+    def fixed(self) -> bool: ...
 
     def dot(self, x: Any, y: Any, over: str, again: bool = True) -> Any:
         """The sum of x times y along ``over``. ``again``: the way back needs the result once more."""
@@ -120,7 +123,7 @@ def chunked(a: Arithmetic, over: str, x: Inputs, state: Any, ends: bool) -> tupl
             return None
         if channels or total is None:
             return a.dot(_by(reader, through), state, over, again)
-        return _by(a.dot(reader, state, over), through)
+        return _by(a.dot(reader, state, over, again or not a.fixed), through)
 
     def mixed(weights: Any, values: Any, again: bool) -> Any:
         return a.dot(weights, values.renamed(AT, FROM), FROM, again)
@@ -211,8 +214,8 @@ class Tally:
     """Counts a form. ``matrix``: FLOPs of matrix products, of which the way back does those in ``again`` once more
     before its own two for each."""
 
-    def __init__(self, chunk: int) -> None:
-        self.chunk = chunk
+    def __init__(self, chunk: int, fixed: bool = False) -> None:
+        self.chunk, self.fixed = chunk, fixed
         self.matrix = self.again = self.vector = self.transcendental = ZERO
 
     def _product(self, flops: Size, again: bool) -> None:
@@ -261,11 +264,11 @@ class Tally:
 
 def count(
     form: str, over: str, inputs: Mapping[str, Mapping[str, Size]], state: Mapping[str, Size] | None, ends: bool,
-    chunk: int,
+    chunk: int, fixed: bool = False,
 ) -> Tally:  # fmt: skip
     """What one chunk of ``chunk`` positions costs. ``inputs``: the sizes of their axes, without positions; ``state``:
     those of the state before it, None where it begins from nothing."""
-    tally = Tally(chunk)
+    tally = Tally(chunk, fixed)
     x = {n: Sized(tally, s if n == "bonus" else {AT: Size.of(chunk), **s}) for n, s in inputs.items()}
     FORMS[form](tally, over, x, None if state is None else Sized(tally, state), ends)
     return tally

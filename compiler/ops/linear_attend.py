@@ -99,14 +99,14 @@ class _Linear(Op):
     def chunks(self, x: dict[str, TensorType]) -> Size:
         return (x["value"].size(self.axis) + (self.chunk - 1)) // self.chunk
 
-    def tally(self, x: dict[str, TensorType], state: bool, ends: bool, without: str = "") -> Tally:
+    def tally(self, x: dict[str, TensorType], state: bool, ends: bool, without: str = "", fixed: bool = False) -> Tally:
         """What one chunk costs: from a state on or from nothing, with the state after it or without."""
         names = [n for n in self.given if n not in ("state", "valid", *without.split())]
         inputs = {n: {a: s for a, s in x[n].pairs if a != self.axis} for n in names}
         if "valid" in x:  # each row has its own part of what is written
             inputs |= {n: inputs[n] | dict(x["valid"].pairs) for n in names if n in WRITING}
         before = dict(self.state(x).pairs) if state else None
-        return count(self.implementation, self.over, inputs, before, ends, self.chunk)
+        return count(self.implementation, self.over, inputs, before, ends, self.chunk, fixed)
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.axis:
@@ -203,6 +203,7 @@ class LinearAttendGradient(_Linear):
     name: ClassVar[str] = "linear_attend_gradient"
     differentiable: ClassVar[bool] = False
     shared: bool = False  # the forward op stands in the same body: what a single chunk has in common is computed once
+    fixed: bool = False  # nobody asks for the cotangent of the decays: what it alone needs is left out
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         x = self.check(ins[: len(self.given)])
@@ -225,7 +226,7 @@ def _backward(op: LinearAttendGradient, ins: tuple[TensorType, ...], outs: tuple
     many, earlier = _several(n), n - 1
     # the states: of all chunks but the last
     each, alone = op.tally(x, True, True, "query bonus"), op.tally(x, has_state, True, "query bonus")
-    back, last = op.tally(x, True, True), op.tally(x, has_state, op.ends)
+    back, last = op.tally(x, True, True, fixed=op.fixed), op.tally(x, has_state, op.ends, fixed=op.fixed)
 
     def all_of(field: str) -> Size:
         states = _when(_several(earlier), getattr(each, field) * earlier, getattr(alone, field))

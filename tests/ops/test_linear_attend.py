@@ -14,6 +14,7 @@ from compiler.graph.ir import Graph
 from compiler.lower.graph import run
 from compiler.lower.registry import Context
 from compiler.ops.linear_attend import LinearAttend
+from compiler.passes.merge import merge
 from tests.ops.build import Case, close
 from tests.ops.linear_cases import case, inputs, values
 
@@ -56,6 +57,25 @@ def priced(graph: Graph) -> int:
     return sum(int(c.matrix.constant) for c in costs)
 
 
+def large(layer: str, chunks: int) -> Case:
+    """Axes that are not so small that the compiler makes sums of products."""
+    sizes = {"batch=2": "batch=2", "heads=2": "heads=3", "key_dim=3": "key_dim=24", "head_dim=2": "head_dim=20"}
+    given = inputs(layer, 64 * chunks)
+    for small, size in sizes.items():
+        given = {n: axes.replace(small, size) for n, axes in given.items()}
+    op = LinearAttend(tuple(given), chunk=64)
+    return Case(layer, given, lambda b, *xs: b.apply(op, *xs), values=values(given))
+
+
+def way_back(made: Case, without: str = "") -> tuple[Graph, dict[str, Any]]:
+    """The gradient program alone, and what it is given; ``without`` the cotangent of an operand."""
+    back = made.gradient_graph()
+    outputs = [o for o, name in zip(back.outputs, made.inputs, strict=True) if name != without]
+    alone = Graph(tuple(n for n in back.nodes if n.op.name != "linear_attend"), tuple(outputs))
+    g = jnp.zeros([int(s.constant) for s in made.graph().outputs[0][1].type.sizes])
+    return merge(alone), made.arrays() | {"g0": g}
+
+
 @pytest.mark.parametrize(
     ("layer", "chunks"),
     [
@@ -65,16 +85,14 @@ def priced(graph: Graph) -> int:
     ],
 )
 def test_products_are_those_of_the_compiler(layer: str, chunks: int) -> None:
-    """Axes that are not so small that the compiler makes sums of products."""
-    large = {"batch=2": "batch=2", "heads=2": "heads=3", "key_dim=3": "key_dim=24", "head_dim=2": "head_dim=20"}
-    given = inputs(layer, 64 * chunks)
-    for small, size in large.items():
-        given = {n: axes.replace(small, size) for n, axes in given.items()}
-    op = LinearAttend(tuple(given), chunk=64)
-    made = Case(layer, given, lambda b, *xs: b.apply(op, *xs), values=values(given))
-    arrays = made.arrays()
-    assert compiled(made.graph(), arrays) == priced(made.graph())
-    back = made.gradient_graph()
-    alone = Graph(tuple(n for n in back.nodes if n.op.name != "linear_attend"), back.outputs)
-    g = jnp.zeros([int(s.constant) for s in made.graph().outputs[0][1].type.sizes])
-    assert compiled(alone, arrays | {"g0": g}) == priced(alone)
+    made = large(layer, chunks)
+    assert compiled(made.graph(), made.arrays()) == priced(made.graph())
+    back, arrays = way_back(made)
+    assert compiled(back, arrays) == priced(back)
+
+
+def test_products_that_only_decays_need_are_not_counted_where_decays_are_fixed() -> None:
+    made = large("retention", 2)
+    found = [priced(way_back(made, without)[0]) for without in ("", "log_decay")]
+    assert found[1] < found[0]
+    assert compiled(*way_back(made, "log_decay")) == found[1]
