@@ -75,7 +75,7 @@ SIZES = {"batch": 2, "seq": 5}
 # Many products by many small steps: half a minute together, with `make slow`.
 LONG = {
     "attend_relative_blocked", "attend_buckets", "attend_dense", "attend_chunks_both_ways", "attend_both_ways_tiles",
-    "attend_cross_blocked",
+    "attend_cross_blocked", "linear_attend_gated_delta_chunked_7_state_ends", "linear_attend_rwkv7_chunked_10",
 }  # fmt: skip
 
 

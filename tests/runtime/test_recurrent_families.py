@@ -65,7 +65,7 @@ def assert_gradients_are_finite(name: str, length: int) -> None:
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients.values())
 
 
-LONG = ("mamba2", "rwkv7", "qwen3-next-80b-a3b")  # to compile; Mamba-2 is trained on a mesh, in tests/lower
+LONG = ("mamba2", "gla", "rwkv7", "qwen3-next-80b-a3b")  # to compile; Mamba-2 is trained on a mesh, in tests/lower
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in FAMILIES])
