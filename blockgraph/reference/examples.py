@@ -87,6 +87,21 @@ MORE = tuple(f"{AFTER_EMBED}{node}\n" for node in (  # options that bring in ops
     "moe: {gate: silu, capacity: 1.25}", "moe: {gate: silu, choice: expert}",
 ))  # fmt: skip
 MORE += (f"dtypes: {{weights: int4}}\n{AFTER_EMBED}moe: {{gate: silu}}\n  - unembed: {{tied: embed}}\n",)
+# Ops that no kind uses, but programs do.
+PROGRAMS: tuple[str, ...] = (
+    """\
+blocks:
+  retention:
+    dims: {key_dim: head_dim}
+    params: {query: embed -> heads key_dim, key: embed -> heads key_dim, value: embed -> heads head_dim}
+    program:
+      keep: 1 - exp(-log(2) * (5 + index(query(input), axis=heads)))
+      output: recur(value(input), log(keep), key=key(input), query=query(input))
+graph:
+  - embed
+  - retention
+""",
+)
 PORTS = """\
 inputs: {tokens: {kind: tokens}, frames: {kind: features, axes: [frames, embed]}}
 graph:
@@ -120,4 +135,4 @@ def all_models() -> list[Model]:
     """Every example, elaborated."""
     names = sorted({*kinds(), *FORMS})
     ported = [with_port(name, port) for name, cls in sorted(kinds().items()) for port in cls.ports]
-    return [build(text) for text in [*(graph(n) for n in names), *ported, *MORE]]
+    return [build(text) for text in [*(graph(n) for n in names), *ported, *PROGRAMS, *MORE]]

@@ -10,6 +10,7 @@ from compiler.ops import (  # noqa: F401
     latent,
     leaves,
     linear,
+    linear_attend,
     lookup,
     loss,
     normalise,
