@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import blockgraph as bg
 from blockgraph.inspect import summary
 from compiler.errors import SpecError
 from compiler.language.model import Model, load, loads
@@ -28,8 +29,14 @@ TOKENS = np.array([
 ], np.int32)  # fmt: skip
 
 
-def made() -> tuple[Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    model, draw = load("gemini-1", SMALL), np.random.default_rng(0)
+MODELS = {
+    "gemini-1": SMALL, "gemini-1.5-flash": SMALL | {"kv_heads": 2},
+    "gemini-1.5-pro": SMALL | {"kv_heads": 2, "dense_mlp": 64, "experts": 4},
+}  # fmt: skip
+
+
+def made(name: str = "gemini-1") -> tuple[Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    model, draw = load(name, MODELS[name]), np.random.default_rng(0)
     params = {k: np.asarray(x) for k, x in random(model, 0).arrays.items()}
     images = draw.normal(size=(2, 2, 28, 28, 3)).astype(np.float32)
     return model, params, {"images": images, "sound": draw.normal(size=(2, 3, 6)).astype(np.float32)}
@@ -40,10 +47,12 @@ def forward(model: Model, params: Any, tokens: np.ndarray, given: Any) -> np.nda
     return np.asarray(fn(params, {}, {"tokens": tokens, **given})[0]["logits"])
 
 
-@pytest.mark.parametrize("chunk", [1, 5])
-def test_chunks_equal_forward(chunk: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "chunk"), [("gemini-1", 1), ("gemini-1", 5), ("gemini-1.5-pro", 5), ("gemini-1.5-flash", 1)]
+)
+def test_chunks_equal_forward(name: str, chunk: int) -> None:
     """A chunk goes on counting where the one before ended; padding is not counted."""
-    model, params, given = made()
+    model, params, given = made(name)
     want = forward(model, params, TOKENS, given)
     sizes = {"batch": 2, "seq": chunk, "capacity": 16}
     encode = program(model, "encode", {**sizes, "seq": 1})
@@ -93,3 +102,26 @@ def test_stand_ins_have_what_is_published_and_say_what_they_are(name: str, count
     assert model.parameter_count() / 1e9 == pytest.approx(count, abs=0.005)
     assert "published" in summary(model)["stand_in"]
     assert any(n.startswith("stand-in: ") for n in simulate(model, "v5e", length=32_768).notes)
+
+
+@pytest.mark.parametrize(("name", "chips"), [("gemini-1.5-pro", 64), ("gemini-1.5-flash", 32)])
+def test_ten_million_tokens_are_priced(name: str, chips: int) -> None:
+    """arXiv:2403.05530, section 5.2. What a step reads is the cache, and the weights that a token uses or all."""
+    model, length = load(name), 10 * 2**20
+    plan = simulate(model, "v5p", "decode", 1, length, chips)
+    layers, dims = model.args["layers"], model.dims
+    cache = length * layers * dims["kv_heads"] * dims["head_dim"] * 2 * 2
+    assert plan.memory.fits and plan.memory.state_by_kind["cache"] == cache / chips
+    assert plan.traffic.state == pytest.approx(cache, rel=1e-3)
+    assert any(n.startswith("stand-in: ") for n in plan.notes)
+
+
+@pytest.mark.slow
+def test_ten_million_tokens_are_compiled() -> None:
+    """A decode step of the stand-in of Gemini 1.5 Pro on 64 v5p chips, by XLA for TPU."""
+    pytest.importorskip("libtpu")
+    compiled = bg.compile(
+        "gemini-1.5-pro", target="tpu:v5p:4x4x4", phase="decode", batch=1, length=10 * 2**20,
+        parallel="tensor+decode-length", mesh="model=64", replicate=("kv_heads",),
+    )  # fmt: skip
+    assert compiled.result.accepted and any(n.startswith("stand-in: ") for n in compiled.result.notes)
