@@ -151,7 +151,8 @@ SLOW = [
       for s in (("data", "data=8"), ("fsdp", "fsdp=4"), ("tensor", "model=2"), ("fsdp+tensor", "fsdp=4,model=2"),
                 ("decode-length", "model=4"), ("data+decode-length", "data=2,model=4"))),
     case("latent", "fsdp+tensor", "fsdp=4,model=2", "forward"), case("griffin", "fsdp", "fsdp=4", "decode"),
-    case("mamba2", "fsdp+context+tensor", "fsdp=2,context=2,model=2"), case("gemma2", "tensor+decode-length", "model=2", "decode"),
+    case("mamba2", "fsdp+context+tensor", "fsdp=2,context=2,model=2"),
+    case("gemma2", "tensor+decode-length", "model=2", "decode"),
     case("captioner", "data+context", "data=2,context=4"), *PIPED, *BALANCED,
     *(case(m, *s, "decode") for m in RECURRENT for s in (("data", "data=8"), ("tensor", "model=2"))),
 ]  # fmt: skip
