@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from compiler.errors import BlockgraphError, TargetError
 from compiler.targets import cache, environment, program
-from compiler.targets.job import Job
+from compiler.targets.job import FILES, Job
 from compiler.targets.result import Result
 from compiler.targets.types import Target, parse_target
 
@@ -138,7 +138,7 @@ class Compile:
 
     def _remove_old(self) -> None:
         """What an earlier run left must not be taken for this one's."""
-        for name in ("stablehlo.txt", "optimised_hlo.txt", "artifact.jaxexport", "summary.json", "result.json"):
+        for name in FILES:
             (self.out / name).unlink(missing_ok=True)
 
 
