@@ -41,9 +41,9 @@ def main() -> int:
         answer = {"error": {"kind": type(error).__name__, "problems": problems, "log": False}}
     except Exception as error:
         traceback.print_exc()
-        said = f"{job.entry} for {job.target} failed: {type(error).__name__}: {program.first_line(error)}"
-        problem = {"code": "entry-failed", "message": said}
-        answer = {"error": {"kind": "TargetError", "problems": [problem], "log": True}}
+        said = f"{type(error).__name__}: {program.first_line(error)} (a fault of Blockgraph, not of what it was given)"
+        problem = {"code": "entry-failed", "message": f"making the program for {job.target} failed: {said}"}
+        answer = {"error": {"kind": "InternalError", "problems": [problem], "log": True}}
     sys.stderr.flush()
     channel.write(json.dumps(answer) + "\n")
     channel.flush()
