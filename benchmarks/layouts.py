@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import blockgraph as bg
 from benchmarks.compile_table import GIB, machine, write
+from compiler.errors import BlockgraphError
 from compiler.parallel.request import Training
 from costmodel.machines import machine as card
 
@@ -59,7 +60,7 @@ ROWS = (
     Row("Gemma 2 27B", f"768 data x 8 model ({GEMMA2})", "gemma2-27b", "train", "tpu:v5p:8x24x32",
         "fsdp+tensor+sequence", "fsdp=768,model=8", 768, 8192),
     Row("Gemma 2 9B", f"1024 data x 4 model ({GEMMA2})", "gemma2-9b", "train", "tpu:v4:8x16x32",
-        "fsdp+tensor+sequence", "fsdp=1024,model=4", 1024, 8192),
+        "data+fsdp+tensor+sequence", "data=2,fsdp=512,model=4", 1024, 8192),
     *(Row("Chinchilla 70B", f"16 chips ({SAMPLING})", "chinchilla-70b", phase, "tpu:v4:2x2x4", "tensor", "model=16", 1,
           2048, chunk) for phase, chunk in (("decode", None), ("verify", 5))),
     Row("its 4B draft", f"16 chips ({SAMPLING})", "chinchilla-draft-4b", "decode", "tpu:v4:2x2x4", "tensor", "model=16",
@@ -97,7 +98,7 @@ def gib(value: float | None) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    host, versions = found["machine"], found["rows"][0]["versions"] if found["rows"] else {}
+    host, versions = found["machine"], next((r["versions"] for r in found["rows"] if "versions" in r), {})
     told = f"{', '.join(f'{k} {v}' for k, v in versions.items())}; {host['cores']} cores, no accelerator"
     columns = ("model", "layout", "call", "batch x length", "arguments", "working", "needs", "chip", "collectives",
                "FLOPs of the graph (program / graph)")  # fmt: skip
@@ -150,7 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ["BLOCKGRAPH_CACHE"] = folder
         for at, row in enumerate(kept, 1):
             print(f"[{at}/{len(kept)}] {row.text}", file=sys.stderr, flush=True)
-            found["rows"].append(measure(row, lambda stage: print(f"  {stage}", file=sys.stderr, flush=True)))
+            try:
+                found["rows"].append(measure(row, lambda stage: print(f"  {stage}", file=sys.stderr, flush=True)))
+            except BlockgraphError as error:
+                found["rows"].append({**asdict(row), "verdict": "no verdict", "message": str(error)})
     text = markdown(found)
     print(text)
     out = given.out or (None if given.only else Path(__file__).resolve().parents[1] / "docs" / "results")
