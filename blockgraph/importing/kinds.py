@@ -11,6 +11,7 @@ from compiler.errors import nearest
 from compiler.source.yaml import YList, YMap
 
 LARGEST = 10**12
+REQUIRED = "required"  # in the place of a default: a config without the field is refused
 
 
 @dataclass
@@ -25,14 +26,15 @@ class Misfit(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """``default``: of an absent field; a text is an expression over earlier fields. ``none``: null is a value of its
-    own; else null is as good as absent where the default is an expression, and refused where it is not. ``when``: the
-    condition without which the field means nothing."""
+    """``default``: of an absent field; a text is an expression over other fields, or says that it is required. ``none``:
+    null is a value of its own; else null is as good as absent where the default is null or an expression, and refused
+    where it is not. ``when``: the condition without which the field means nothing. ``inner``: given in a mapping alone."""
 
     literal: ClassVar[bool] = False  # a text is itself, not an expression
     default: Any = None
     none: bool = False
     when: str = ""
+    inner: bool = False
 
     def read(self, value: Any) -> Any:
         """The value as expressions, conditions and templates see it. Raises Misfit."""
@@ -49,32 +51,36 @@ class Count(Kind):
     """A whole number."""
 
     least: int = 1
+    most: int = LARGEST
 
     def read(self, value: Any) -> Any:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not self.least <= value <= LARGEST:
+        if not isinstance(value, int) or isinstance(value, bool) or not self.least <= value <= self.most:
             raise Misfit(f"is {shown(value)}", (self.says,))
         return value
 
     @property
     def says(self) -> str:
-        return f"a whole number from {self.least} on"
+        up = f"to {self.most:,}" if self.most < LARGEST else "on"
+        return f"a whole number from {self.least} {up}"
 
 
 @dataclass(frozen=True)
 class Number(Kind):
-    """A finite number."""
+    """A finite number, above 0 unless ``least`` says otherwise."""
+
+    least: float | None = None
 
     def read(self, value: Any) -> Any:
         fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not fine or abs(value) > LARGEST:
+        if not fine or abs(value) > LARGEST or (value <= 0 if self.least is None else value < self.least):
             raise Misfit(f"is {shown(value)}", (self.says,))
         return value
 
     @property
     def says(self) -> str:
-        return "a number"
+        return "a number above 0" if self.least is None else f"a number from {self.least} on"
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,23 @@
 """The text of a spec from a type's template and a config's values.
 
 `$name` and `$(expression)` are holes. Lines of their own: `%if a and not b`, `%elif`, `%else`, `%end`; `%use part`, with
-the part's lines as far indented; `%repeat kinds`, down to `%end` a node for each word of the list, becomes the repeats.
+the part's lines as far indented; `%spec mamba blocks` is what a shipped spec has under that key; `%repeat kinds`, down
+to `%end` a node for each word of the list, becomes the repeats. Comments behind consecutive lines are lined up.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 from blockgraph.importing.values import Values
+from compiler.language.load import shipped
 
 WIDTH = 110
 LONGEST_CYCLE = 16
-_HOLE = re.compile(r"\$(?:\{?(?P<name>[a-z_][a-z0-9_]*)\}?|\((?P<sum>[^()]*(?:\([^()]*\)[^()]*)*)\))", re.IGNORECASE)
+_HOLE = re.compile(r"\$(?:(?P<name>[a-z_][a-z0-9_]*)|\((?P<sum>[^()]*(?:\([^()]*\)[^()]*)*)\))", re.IGNORECASE)
 MAX_NESTED = 8
 
 
@@ -25,8 +27,18 @@ class Missing(Exception):
 
 def fill(text: str, values: Values, parts: Mapping[str, str]) -> str:
     """The text with everything filled in. Raises Missing, ExprError."""
-    lines = list(_chosen(text.splitlines(), values, parts))
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    lines = [line.rstrip() for line in _chosen(text.splitlines(), values, parts)]
+    return "\n".join(_lined_up(lines)) + "\n"
+
+
+def _lined_up(lines: Sequence[str]) -> Iterator[str]:
+    for (commented, _), run in groupby(lines, lambda line: ("  # " in line, len(line) - len(line.lstrip()))):
+        if not commented:
+            yield from run
+            continue
+        pairs = [line.split("  # ", 1) for line in run]
+        width = max(len(code.rstrip()) for code, _ in pairs)
+        yield from (f"{code.rstrip():{width}}  # {comment}" for code, comment in pairs)
 
 
 def _chosen(lines: Sequence[str], values: Values, parts: Mapping[str, str]) -> Iterator[str]:
@@ -47,9 +59,19 @@ def _chosen(lines: Sequence[str], values: Values, parts: Mapping[str, str]) -> I
             at = end
         elif word == "%use":
             yield from (indent + inner for inner in _chosen(parts[rest].splitlines(), values, parts))
+        elif word == "%spec":
+            yield from _section(*rest.split())
         elif line.strip() or not line:
             yield _filled(line, values)
         at += 1
+
+
+def _section(spec: str, key: str) -> Iterator[str]:
+    """The lines of a shipped spec from a key of its top level down to the next."""
+    lines = shipped()[spec].read_text("utf-8").splitlines()
+    start = lines.index(f"{key}:")
+    yield lines[start]
+    yield from takewhile(lambda line: line[:1] in (" ", ""), lines[start + 1 :])
 
 
 def _end(lines: Sequence[str], at: int) -> int:

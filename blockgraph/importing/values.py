@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compiler.errors import BlockgraphError, Problem
+from blockgraph.importing.kinds import Misfit
 from compiler.source.expr import ExprError, evaluate, parse
 
 
@@ -29,7 +29,7 @@ class Values(dict[str, Any]):
         return int(found) if isinstance(found, float) and found.is_integer() and abs(found) < 1e15 else found
 
     def holds(self, condition: str) -> bool:
-        """`a`, `not a`, `a = word`, joined by `and` or by `or`: null, false, 0 and nothing do not hold."""
+        """`a`, `not a`, `a = word`, `a has word`, joined by `and` or by `or`: null, false, 0 and nothing do not hold."""
         words = condition.split()
         for joint, whole in ((" or ", any), (" and ", all)):
             if joint.strip() in words:
@@ -38,6 +38,8 @@ class Values(dict[str, Any]):
             return not self.holds(" ".join(words[1:]))
         if len(words) == 3 and words[1] == "=":
             return str(self[words[0]]) == words[2]
+        if len(words) == 3 and words[1] == "has":
+            return words[2] in (self[words[0]] or ())
         (name,) = words
         return bool(self[name])
 
@@ -45,8 +47,14 @@ class Values(dict[str, Any]):
         """Adds a value by its line in a type's file."""
         if not isinstance(rule, Mapping):
             self[name] = self.number(rule)
+        elif "text" in rule:
+            self[name] = rule["text"]
+        elif "number" in rule:
+            self[name] = self.number(rule["number"]) if self.holds(rule["if"]) else None
         elif "if" in rule:
             self[name] = rule["then"] if self.holds(rule["if"]) else rule.get("else", "")
+        elif "first" in rule:
+            self[name] = next((self[n] for n in rule["first"] if self[n] is not None), rule.get("else"))
         elif "by" in rule:
             self[name] = rule["of"][str(self[rule["by"]])]
         elif "zip" in rule:
@@ -59,8 +67,7 @@ class Values(dict[str, Any]):
         count, given = int(self.number(rule["layers"])), self.get(rule.get("given", ""))
         if given:
             if len(given) != count:
-                message = f"{rule['given']} has {len(given)} entries, one for each of {count} layers is needed"
-                raise BlockgraphError(Problem("unsupported-value", message))
+                raise Misfit(f"{len(given)} entries, and one for each of {count} layers is needed")
             return [str(g) for g in given]
         return [self._of_layer(rule["rules"], i) for i in range(count)]
 

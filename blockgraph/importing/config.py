@@ -1,0 +1,145 @@
+"""A Hugging Face config.json becomes a spec: read, filled into its type's template, checked like any other spec."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockgraph.importing.json_file import load_json
+from blockgraph.importing.kinds import shown
+from blockgraph.importing.reading import Reading, read
+from blockgraph.importing.template import Missing, fill
+from compiler.errors import BlockgraphError, Problem, SpecError
+from compiler.language.model import Model, loads
+from compiler.source.expr import ExprError
+
+CONFIG = "config.json"
+LONGEST = 60
+
+
+@dataclass(frozen=True)
+class Imported:
+    """``text``: the spec; ``fields``: what was read of the config, by its own names; ``ignored``: what has no effect on
+    the numbers, with the reason; ``dropped``: what was left out because it was asked for; ``weights``: the checkpoint
+    whose names and shapes were held against the spec, if there is one."""
+
+    text: str
+    model: Model
+    source: Path
+    fields: dict[str, Any]
+    ignored: dict[str, str]
+    dropped: dict[str, Any]
+    weights: Path | None
+
+    @property
+    def model_type(self) -> str:
+        return str(self.fields["model_type"])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.model.name,
+            "model_type": self.model_type,
+            "source": str(self.source),
+            "parameters": self.model.parameter_count(),
+            "dims": dict(self.model.dims),
+            "read": self.fields,
+            "without_effect": self.ignored,
+            "left_out": self.dropped,
+            "weights": str(self.weights) if self.weights else None,
+            "spec": self.text,
+        }
+
+
+def import_config(path: str | Path, drop: Sequence[str] = (), name: str | None = None) -> Imported:
+    """The spec of a config.json, or of the folder that has one; where the folder also has safetensors, their names and
+    shapes are held against it. ``drop``: fields of the config that are left out; ``name``: the spec's. Raises
+    BlockgraphError with every field that is not known and every value that cannot be said."""
+    given = Path(path).expanduser()
+    source = given / CONFIG if given.is_dir() else given
+    folder = given if given.is_dir() else None
+    made = read(load_json(source), drop)
+    stored = _names(folder) if folder is not None else None
+    values = made.values
+    values["title"], values["paper"], values["model_type"] = made.type.title, made.type.paper, made.type.name
+    values["name"] = spec_name(name or source.resolve().parent.name)
+    values["source"] = f"{source.name} of {values['name']}"
+    values["prefix"] = made.type.prefix if stored is None or _prefixed(stored, made.type.prefix) else ""
+    text = _filled(made)
+    model = _checked(text, source)
+    if stored is not None and folder is not None:
+        _fits(model, folder)
+    fields = {"model_type": made.type.name, **{one.name: _plain(one.value) for one in made.given.values()}}
+    dropped = {n: _plain(v) for n, v in made.dropped.items()}
+    return Imported(text, model, source, fields, made.ignored, dropped, folder if stored is not None else None)
+
+
+def spec_name(text: str) -> str:
+    """A name that a spec may have, from a folder's or a user's: nothing but letters, digits and `. _ + -`."""
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.+_")[:LONGEST]
+    return name if name[:1].isalpha() else f"model-{name}".strip("-")
+
+
+def _filled(made: Reading) -> str:
+    try:
+        return fill(made.type.text, made.values, made.type.parts)
+    except Missing as lack:
+        name = str(lack)
+        message = f"the config has no {made.spelled(name)}, which its other fields ask for"
+        raise BlockgraphError(Problem("missing-field", message, made.place(name))) from None
+    except ExprError as fault:
+        raise BlockgraphError(Problem("unsupported-value", f"no number: {fault}")) from None
+
+
+def _checked(text: str, source: Path) -> Model:
+    """The model of a written spec. Raises where the config's values make no legal one."""
+    from runtime.weights import mapping
+
+    try:
+        model = loads(text, f"spec of {source.name}")
+        if faults := mapping.check(model):
+            raise SpecError(faults)
+    except SpecError as error:
+        lines = text.splitlines()
+        found = [
+            Problem("unsupported-value", f"these values make no legal spec: {p.message}{_quoted(p, lines)}", None,
+                    p.allowed, p.suggestion)
+            for p in error.problems
+        ]  # fmt: skip
+        raise BlockgraphError(found) from None
+    return model
+
+
+def _quoted(problem: Problem, lines: Sequence[str]) -> str:
+    place = problem.position
+    return f", in the line {lines[place.line - 1].strip()!r}" if place and 0 < place.line <= len(lines) else ""
+
+
+def _names(folder: Path) -> set[str] | None:
+    """The names of the tensors in a folder's safetensors; None where it has none."""
+    if not any(folder.glob("*.safetensors")):
+        return None
+    from runtime.weights.source import open_source
+
+    with open_source(folder) as source:
+        return set(source.tensors)
+
+
+def _prefixed(stored: set[str], prefix: str) -> bool:
+    return any(n.startswith(prefix) for n in stored)
+
+
+def _fits(model: Model, folder: Path) -> None:
+    """Raises WeightsError with every tensor that is missing, left over or of another shape."""
+    from runtime.weights import mapping
+    from runtime.weights.load import fit
+    from runtime.weights.source import open_source
+
+    with open_source(folder) as source:
+        fit(mapping.compile(model, "huggingface"), source)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else shown(value)
