@@ -1,6 +1,6 @@
 """The text of a spec from a type's template and a config's values.
 
-`$name` and `$(expression)` are holes. Lines of their own: `%if a and not b`, `%elif`, `%else`, `%end`; `%use part`, with
+`$name`, `$(name)` and `$(expression)` are holes. Lines of their own: `%if a and not b`, `%elif`, `%else`, `%end`; `%use part`, with
 the part's lines as far indented; `%spec mamba blocks` is what a shipped spec has under that key; `%repeat kinds`, down
 to `%end` a node for each word of the list, becomes the repeats. Comments behind consecutive lines are lined up.
 """
@@ -115,11 +115,12 @@ def _filled(line: str, values: Values) -> str:
 
 
 def _hole(found: re.Match[str], values: Values) -> str:
-    if found["sum"]:
-        return written(values.number(found["sum"]))
-    value = values[found["name"]]
+    name = found["name"] or found["sum"]
+    if not name.isidentifier():
+        return written(values.number(name))
+    value = values[name]
     if value is None:
-        raise Missing(found["name"])
+        raise Missing(name)
     return written(value)
 
 
