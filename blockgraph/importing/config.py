@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from compiler.source.expr import ExprError
 
 CONFIG = "config.json"
 LONGEST = 60
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors calls them
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def import_config(path: str | Path, drop: Sequence[str] = (), name: str | None =
     given = Path(path).expanduser()
     source = given / CONFIG if given.is_dir() else given
     folder = given if given.is_dir() else None
-    made = read(load_json(source), drop)
-    stored = _names(folder) if folder is not None else None
+    stored = _stored(folder) if folder is not None else None
+    made = read(load_json(source), drop, _dtype(stored or {}))
     values = made.values
     values["title"], values["paper"], values["model_type"] = made.type.title, made.type.paper, made.type.name
     values["name"] = spec_name(name or source.resolve().parent.name)
@@ -117,17 +119,22 @@ def _quoted(problem: Problem, lines: Sequence[str]) -> str:
     return f", in the line {lines[place.line - 1].strip()!r}" if place and 0 < place.line <= len(lines) else ""
 
 
-def _names(folder: Path) -> set[str] | None:
-    """The names of the tensors in a folder's safetensors; None where it has none."""
+def _stored(folder: Path) -> dict[str, str] | None:
+    """The tensors in a folder's safetensors and their dtypes; None where it has none."""
     if not any(folder.glob("*.safetensors")):
         return None
     from runtime.weights.source import open_source
 
     with open_source(folder) as source:
-        return set(source.tensors)
+        return {name: tensor.dtype for name, tensor in source.tensors.items()}
 
 
-def _prefixed(stored: set[str], prefix: str) -> bool:
+def _dtype(stored: Mapping[str, str]) -> str | None:
+    """What most tensors are held in, where it is one that a spec can have."""
+    return DTYPES.get(max(counts, key=counts.__getitem__)) if (counts := Counter(stored.values())) else None
+
+
+def _prefixed(stored: Mapping[str, str], prefix: str) -> bool:
     return any(n.startswith(prefix) for n in stored)
 
 

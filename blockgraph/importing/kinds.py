@@ -11,6 +11,7 @@ from compiler.errors import nearest
 from compiler.source.yaml import YList, YMap
 
 LARGEST = 10**12
+_INFINITE = {"{'__float__': 'Infinity'}": math.inf}  # as transformers 5 writes it
 REQUIRED = "required"  # in the place of a default: a config without the field is refused
 
 
@@ -28,13 +29,15 @@ class Misfit(Exception):
 class Kind:
     """``default``: of an absent field; a text is an expression over other fields, or says that it is required. ``none``:
     null is a value of its own; else null is as good as absent where the default is null or an expression, and refused
-    where it is not. ``when``: the condition without which the field means nothing. ``inner``: given in a mapping alone."""
+    where it is not. ``when``: the condition without which the field means nothing. ``inner``: given in a mapping alone. ``words``: texts
+    that are as good as no field."""
 
     literal: ClassVar[bool] = False  # a text is itself, not an expression
     default: Any = None
     none: bool = False
     when: str = ""
     inner: bool = False
+    words: tuple[str, ...] = ()
 
     def read(self, value: Any) -> Any:
         """The value as expressions, conditions and templates see it. Raises Misfit."""
@@ -76,7 +79,7 @@ class Number(Kind):
         fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not fine or abs(value) > LARGEST or (value <= 0 if self.least is None else value < self.least):
             raise Misfit(f"is {shown(value)}", (self.says,))
-        return value
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     @property
     def says(self) -> str:
@@ -138,6 +141,25 @@ class Items(Kind):
 
 
 @dataclass(frozen=True)
+class Bounds(Kind):
+    """Two numbers that bound nothing: of what is never below ``least`` anyway."""
+
+    literal: ClassVar[bool] = True
+    least: float = 0
+
+    def read(self, value: Any) -> Any:
+        pair = [_INFINITE.get(str(v), v) if isinstance(v, dict) else v for v in value] if isinstance(value, list) else []
+        fine = len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
+        if not fine or pair[0] > self.least or pair[1] != math.inf:
+            raise Misfit(f"is {shown(value)}: the language has no such bounds", (self.says,))
+        return None
+
+    @property
+    def says(self) -> str:
+        return f"[{self.least}, Infinity]"
+
+
+@dataclass(frozen=True)
 class Only(Kind):
     """One of a few values, because others are not supported, for the reason ``why``."""
 
@@ -181,5 +203,5 @@ def kind_of(data: Mapping[str, Any], tables: Callable[[Any], Mapping[str, Any]])
 
 
 MAKERS: dict[str, Callable[..., Kind]] = {
-    "count": Count, "number": Number, "flag": Flag, "word": Word, "list": Items, "only": Only,
+    "count": Count, "number": Number, "flag": Flag, "word": Word, "list": Items, "bounds": Bounds, "only": Only,
 }  # fmt: skip

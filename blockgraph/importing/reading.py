@@ -63,10 +63,10 @@ def type_of(raw: YMap) -> ModelType:
     raise _one("unknown-model-type", message, place, known, hint or BY_HAND)
 
 
-def read(raw: YMap, drop: Sequence[str] = ()) -> Reading:
-    """Every field of a config. ``drop``: fields that are left out, whatever they say. Raises BlockgraphError with all
-    that is not supported."""
-    made = Reading(type_of(raw))
+def read(raw: YMap, drop: Sequence[str] = (), stored_dtype: str | None = None) -> Reading:
+    """Every field of a config. ``drop``: fields that are left out, whatever they say; ``stored_dtype``: of the
+    checkpoint, if there is one. Raises BlockgraphError with all that is not supported."""
+    made = Reading(type_of(raw), Values(stored_dtype=stored_dtype))
     problems = Problems()
     _sort(made, raw, drop, problems)
     later = [n for n, k in made.type.fields.items() if _computed(k)]
@@ -156,9 +156,14 @@ def _computed(kind: Kind) -> bool:
     return isinstance(kind.default, str) and not kind.literal and kind.default != REQUIRED
 
 
+def _may_be_null(kind: Kind) -> bool:
+    return kind.default is None or _computed(kind)
+
+
 def _value(made: Reading, name: str, kind: Kind, problems: Problems) -> Any:
     one = made.given.get(name)
-    absent = one is None or (one.value is None and (kind.default is None or _computed(kind)) and not kind.none)
+    absent = one is None or (isinstance(one.value, str) and one.value in kind.words)
+    absent = absent or (one is not None and one.value is None and not kind.none and _may_be_null(kind))
     spelled, place = made.spelled(name), made.place(name)
     try:
         if one is not None and not absent:

@@ -63,8 +63,11 @@ class Values(dict[str, Any]):
             self[name] = self.each_layer(rule)
 
     def each_layer(self, rule: Mapping[str, Any]) -> list[str]:
-        """A word for each layer: those of the list ``given``, else of the first of ``rules`` whose number is not 0."""
+        """A word for each layer: those of the list ``given``, or of ``cycle`` over and over, else of the first of ``rules``
+        whose number is not 0."""
         count, given = int(self.number(rule["layers"])), self.get(rule.get("given", ""))
+        if turn := self.get(rule.get("cycle", "")):
+            return [str(turn[i % len(turn)]) for i in range(count)]
         if given:
             if len(given) != count:
                 raise Misfit(f"{len(given)} entries, and one for each of {count} layers is needed")
