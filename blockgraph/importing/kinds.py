@@ -148,7 +148,9 @@ class Bounds(Kind):
     least: float = 0
 
     def read(self, value: Any) -> Any:
-        pair = [_INFINITE.get(str(v), v) if isinstance(v, dict) else v for v in value] if isinstance(value, list) else []
+        pair = (
+            [_INFINITE.get(str(v), v) if isinstance(v, dict) else v for v in value] if isinstance(value, list) else []
+        )
         fine = len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
         if not fine or pair[0] > self.least or pair[1] != math.inf:
             raise Misfit(f"is {shown(value)}: the language has no such bounds", (self.says,))

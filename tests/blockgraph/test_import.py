@@ -51,7 +51,7 @@ def test_every_type_has_a_case_and_reads_its_config() -> None:
     assert covered == set(types.names())
 
 
-@pytest.mark.parametrize("case", ["llama"])
+@pytest.mark.parametrize("case", CASES)
 def test_logits(case: str) -> None:
     check_logits(case)
 
