@@ -30,19 +30,19 @@ def load_json(path: Path) -> YMap:
     shown, where = str(path), Position(str(path), 1, 1)
     try:
         if path.exists() and not path.is_file():  # a pipe would block, a device would never end
-            raise _fault("not-a-file", f"{shown} is {'a directory' if path.is_dir() else 'no regular file'}", where)
+            raise problem("not-a-file", f"{shown} is {'a directory' if path.is_dir() else 'no regular file'}", where)
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise _fault("too-large", f"the file is larger than {MAX_BYTES:,} bytes", where)
+            raise problem("too-large", f"the file is larger than {MAX_BYTES:,} bytes", where)
         text = data.decode("utf-8")
     except FileNotFoundError:
-        raise _fault("file-missing", f"there is no file {shown}", where) from None
+        raise problem("file-missing", f"there is no file {shown}", where) from None
     except UnicodeDecodeError as error:
         message = f"byte 0x{error.object[error.start]:02x} at offset {error.start:,} is not UTF-8"
-        raise _fault("not-utf8", message, where) from None
+        raise problem("not-utf8", message, where) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _fault("file-unreadable", f"{shown} cannot be read: {error}", where) from None
+        raise problem("file-unreadable", f"{shown} cannot be read: {error}", where) from None
     return loads_json(text, shown)
 
 
@@ -50,11 +50,11 @@ def loads_json(text: str, file: str) -> YMap:
     """The mapping written in ``text``. Raises BlockgraphError with the place of the first fault."""
     found = _Reader(text.removeprefix("\ufeff"), file).read()
     if not isinstance(found, YMap):
-        raise _fault("not-a-mapping", f"{file} holds no mapping of fields", Position(file, 1, 1))
+        raise problem("not-a-mapping", f"{file} holds no mapping of fields", Position(file, 1, 1))
     return found
 
 
-def _fault(code: str, message: str, where: Position, mend: str | None = None) -> BlockgraphError:
+def problem(code: str, message: str, where: Position, mend: str | None = None) -> BlockgraphError:
     return BlockgraphError(Problem(code, message, where, (), mend))
 
 
@@ -79,13 +79,13 @@ class _Reader:
             return "end", "", where
         self.parts += 1
         if self.parts > MAX_PARTS:
-            raise _fault("too-large", f"the file has more than {MAX_PARTS:,} parts", where)
+            raise problem("too-large", f"the file has more than {MAX_PARTS:,} parts", where)
         found = _TOKEN.match(self.text, self.at)
         if found is None:
             rest = self.text[self.at : self.at + 12].splitlines()[0]
             if rest.startswith('"'):
-                raise _fault("json-syntax", "a text is never closed, or holds what JSON does not allow in one", where)
-            raise _fault("json-syntax", f"JSON has nothing that begins with {rest!r}", where)
+                raise problem("json-syntax", "a text is never closed, or holds what JSON does not allow in one", where)
+            raise problem("json-syntax", f"JSON has nothing that begins with {rest!r}", where)
         self.at = found.end()
         return str(found.lastgroup), found[0], where
 
@@ -107,7 +107,7 @@ class _Reader:
                 top.item_position.append(where)
             if isinstance(value, YMap | YList):
                 if len(stack) >= MAX_DEPTH:
-                    raise _fault("too-deep", f"nested deeper than {MAX_DEPTH} levels", where)
+                    raise problem("too-deep", f"nested deeper than {MAX_DEPTH} levels", where)
                 stack.append(value)
                 kind, text, where = self.token()
                 if text == ("}" if isinstance(value, YMap) else "]"):
@@ -125,12 +125,12 @@ class _Reader:
                 kind, text, where = self.token()
             if not stack:
                 if kind != "end":
-                    raise _fault("json-syntax", f"nothing may follow the value of the file, found {text!r}", where)
+                    raise problem("json-syntax", f"nothing may follow the value of the file, found {text!r}", where)
                 return root
             if text != ",":
                 close = "}" if isinstance(stack[-1], YMap) else "]"
                 found = f"{text!r}" if text else "the end of the file"
-                raise _fault("json-syntax", f"found {found} where ',' or '{close}' was expected", where)
+                raise problem("json-syntax", f"found {found} where ',' or '{close}' was expected", where)
             kind, text, where = self.token()
             if isinstance(top := stack[-1], YMap):
                 key, (kind, text, where) = self.key(top, kind, text, where), self.token()
@@ -139,14 +139,14 @@ class _Reader:
         """A key, with the colon behind it."""
         if kind != "text":
             found = f"{text!r}" if text else "the end of the file"
-            raise _fault("json-syntax", f"found {found} where a key in double quotes was expected", where)
+            raise problem("json-syntax", f"found {found} where a key in double quotes was expected", where)
         key = _text(text)
         if first := owner.key_position.get(key):
-            raise _fault("duplicate-key", f"lines {first.line} and {where.line} both write {key!r}", where)
+            raise problem("duplicate-key", f"lines {first.line} and {where.line} both write {key!r}", where)
         owner.key_position[key] = where
         _, colon, there = self.token()
         if colon != ":":
-            raise _fault("json-syntax", f"a ':' is missing behind {key!r}", there)
+            raise problem("json-syntax", f"a ':' is missing behind {key!r}", there)
         return key
 
     def value(self, kind: str, text: str, where: Position) -> object:
@@ -158,13 +158,13 @@ class _Reader:
             return _WORDS[text]
         if kind == "number":
             if len(text) > MAX_DIGITS:
-                raise _fault("number-out-of-range", f"a number of more than {MAX_DIGITS} characters", where)
+                raise problem("number-out-of-range", f"a number of more than {MAX_DIGITS} characters", where)
             number = int(text) if re.fullmatch("-?[0-9]+", text) else float(text)
             if not math.isfinite(number):
-                raise _fault("number-out-of-range", f"no finite number: {text}", where)
+                raise problem("number-out-of-range", f"no finite number: {text}", where)
             return number
         found = f"{text!r}" if text else "the end of the file"
-        raise _fault("json-syntax", f"found {found} where a value was expected", where)
+        raise problem("json-syntax", f"found {found} where a value was expected", where)
 
 
 def _text(token: str) -> str:

@@ -57,10 +57,12 @@ def type_of(raw: YMap) -> ModelType:
     if isinstance(name, str) and name in known:
         return types.model_type(name)
     if isinstance(name, str) and name in refused:
-        raise _one("unknown-model-type", f"the model type {name} is not covered: {refused[name]}", place, hint=BY_HAND)
+        raise problem(
+            "unknown-model-type", f"the model type {name} is not covered: {refused[name]}", place, hint=BY_HAND
+        )
     message = "the config names no model_type" if name is None else f"no model type {shown(name)} is covered"
     hint = nearest(name, known) if isinstance(name, str) else None
-    raise _one("unknown-model-type", message, place, known, hint or BY_HAND)
+    raise problem("unknown-model-type", message, place, known, hint or BY_HAND)
 
 
 def read(raw: YMap, drop: Sequence[str] = (), stored_dtype: str | None = None) -> Reading:
@@ -81,13 +83,13 @@ def read(raw: YMap, drop: Sequence[str] = (), stored_dtype: str | None = None) -
         except (ExprError, Misfit) as fault:
             about = rule.get("given", "") if isinstance(rule, Mapping) else ""
             code, why = (fault.code, fault.message) if isinstance(fault, Misfit) else ("missing-field", str(fault))
-            raise _one(code, f"{made.spelled(about or name)}: {why}", made.place(about)) from None
+            raise problem(code, f"{made.spelled(about or name)}: {why}", made.place(about)) from None
     _check(made, problems)
     problems.raise_if_any(BlockgraphError)
     return made
 
 
-def _one(
+def problem(
     code: str, message: str, place: Position | None, allowed: Sequence[str] = (), hint: str | None = None
 ) -> BlockgraphError:
     return BlockgraphError(Problem(code, message, place, tuple(allowed), hint))
@@ -99,9 +101,10 @@ def _flat(raw: YMap, nested: Mapping[str, Mapping[str, str]], above: str = "") -
         if isinstance(value, YMap) and (above or key in nested):
             yield from _flat(value, nested, f"{above}{key}.")
         elif above or key not in nested or value is not None:
-            first, _, inner = f"{above}{key}".partition(".")
-            ours = nested.get(first, {}).get(inner, f"{above}{key}")
-            yield Given(f"{above}{key}", ours, value, raw.value_position[key])
+            name = f"{above}{key}"
+            outer, _, inner = name.partition(".")
+            ours = nested.get(outer, {}).get(inner, name) if above else name
+            yield Given(name, ours, value, raw.value_position[key])
 
 
 def _sort(made: Reading, raw: YMap, drop: Sequence[str], problems: Problems) -> None:

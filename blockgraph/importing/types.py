@@ -84,19 +84,24 @@ def model_type(name: str) -> ModelType:
     """The data of a type that ``names`` lists."""
     data = _merged(_read(folder() / "types" / f"{name}.yaml"))
 
-    def table(of: Any) -> Mapping[str, Any]:
-        if isinstance(of, str):
-            found: Mapping[str, Any] = common()["tables"][of]
-            return found
-        return {w: w for w in of} if isinstance(of, list) else of
-
     ignored = {n: reason for reason, listed in data["ignored"].items() for n in listed}
-    fields = {n: kind_of(line, table) for n, line in data["fields"].items() if n not in data.get("without", ())}
+    fields = {n: kind_of(line, _table) for n, line in data["fields"].items() if n not in data.get("without", ())}
     return ModelType(
         name, data["title"], data["paper"], tuple(data["classes"]), fields, data["also"],
-        {n: table(of) for n, of in data["nested"].items()}, {n: r for n, r in ignored.items() if n not in fields},
+        {n: _table(of) for n, of in data["nested"].items()}, {n: r for n, r in ignored.items() if n not in fields},
         data["values"], tuple(data["checks"]), data["spec"], data["parts"], data.get("prefix", ""), data.get("note", ""),
     )  # fmt: skip
+
+
+def shared_fields(group: str) -> dict[str, Kind]:
+    """The fields of a group, as types that use it have them unless they say otherwise."""
+    return {n: kind_of(line, _table) for n, line in common()["groups"][group]["fields"].items()}
+
+
+def _table(of: Any) -> Mapping[str, Any]:
+    """A table of words: one of common.yaml by its name, or given as a mapping."""
+    found: Mapping[str, Any] = common()["tables"][of] if isinstance(of, str) else of
+    return found
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -1,9 +1,10 @@
-"""Published configs become specs: the same from either spelling, with the names and shapes of their checkpoints, and
-with transformers' logits; what is not known is refused by name."""
+"""Published configs become specs: the same from either spelling, with the names and shapes of their checkpoints, the op
+graph of the family's hand-written spec or transformers' logits, and the published sizes."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ import pytest
 import blockgraph as bg
 from blockgraph.importing import types
 from blockgraph.importing.config import Imported, import_config
+from blockgraph.importing.kinds import Only
+from compiler.errors import Problems
+from compiler.language.model import Model
+from compiler.source.yaml import load_file
 from tests.blockgraph.command_line import run, run_json
-from tests.huggingface import FIXTURES
+from tests.docs.pages import named
+from tests.huggingface import FIXTURES, SPECS, model
 
 CASES = tuple(sorted(p.parent.name for p in FIXTURES.glob("*/config.hub.json")))
+BY_HAND = tuple(c for c in CASES if c in SPECS)
+RUN = tuple(c for c in CASES if c not in SPECS and c != "t5")  # what no other test runs
+DEEPER = {"qwen3_next": 8}  # layers, where a single cycle would be written as runs
 TOLERANCE = 1e-4
 
 
@@ -25,16 +34,8 @@ def body(made: Imported) -> list[str]:
     return made.text.splitlines()[1:]
 
 
-def changed(tmp_path: Path, case: str = "llama", **fields: Any) -> Path:
-    """A case's config with other fields; those that are ... are left out."""
-    config = json.loads((FIXTURES / case / "config.hub.json").read_text()) | fields
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
-    return path
-
-
-def refused(path: Path, *options: str) -> list[dict[str, Any]]:
-    return list(run_json("import", path, *options, code=2)["problems"])
+def graph(made: Model) -> list[str]:
+    return [re.sub("pre_moe", "pre_mlp", line) for line in made.graph.lines()]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -46,14 +47,23 @@ def test_either_spelling_fits_the_checkpoint(case: str) -> None:
     assert body(import_config(FIXTURES / case / "config.hub.json", name=case)) == body(saved)
 
 
-def test_every_type_has_a_case_and_reads_its_config() -> None:
-    covered = {json.loads((FIXTURES / c / "config.json").read_text())["model_type"] for c in CASES}
-    assert covered == set(types.names())
+@pytest.mark.parametrize("case", BY_HAND)
+def test_the_op_graph_is_that_of_the_hand_written_spec(case: str, tmp_path: Path) -> None:
+    """So all that test_huggingface.py runs of the one holds for the other."""
+    config = json.loads((FIXTURES / case / "config.hub.json").read_text())
+    layers = DEEPER.get(case, config.get("num_hidden_layers", config.get("n_layer")))
+    if case in DEEPER:
+        config["num_hidden_layers"] = layers
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made = import_config(tmp_path).model
+    assert made.policy.params == "float32"
+    assert graph(made) == graph(model(case, layers=layers))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_logits(case: str) -> None:
-    check_logits(case)
+def test_t5_has_the_op_graph_of_its_spec() -> None:
+    from tests.runtime.test_t5 import SIZES
+
+    assert graph(import_config(FIXTURES / "t5").model) == graph(bg.load("t5", SIZES))
 
 
 def check_logits(case: str) -> None:
@@ -61,8 +71,8 @@ def check_logits(case: str) -> None:
     from compiler.lower.program import program
     from runtime.weights.load import load
 
-    model = import_config(FIXTURES / case).model
-    params = load(model, FIXTURES / case).arrays
+    made = import_config(FIXTURES / case).model
+    params = load(made, FIXTURES / case).arrays
     with np.load(FIXTURES / case / "reference.npz") as r:
         tokens, lengths, expected = r["tokens"], r["lengths"], r["logits"]
     rows, length = tokens.shape
@@ -71,24 +81,84 @@ def check_logits(case: str) -> None:
     def error(logits: Any) -> float:
         return float(np.abs(np.where(valid, np.asarray(logits) - expected, 0)).max())
 
-    forward = program(model, "forward", {"batch": rows, "seq": length}).jitted()
+    forward = program(made, "forward", {"batch": rows, "seq": length}).jitted()
     assert error(forward(params, {}, {"tokens": tokens})[0]["logits"]) < TOLERANCE
-    made = program(model, "decode", {"batch": rows, "seq": 1, "capacity": 48})
-    step, state, got = made.jitted(), made.empty_state(), []
+    decode = program(made, "decode", {"batch": rows, "seq": 1, "capacity": 48})
+    step, state, got = decode.jitted(), decode.empty_state(), []
     for t in range(length):
         out, state = step(params, state, {"tokens": tokens[:, t : t + 1], "valid": (t < lengths).astype(np.int32)})
         got.append(np.asarray(out["logits"]))
     assert error(np.concatenate(got, 1)) < TOLERANCE
 
 
+@pytest.mark.parametrize("case", RUN)
+def test_logits(case: str) -> None:
+    check_logits(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BY_HAND)
+def test_logits_where_the_graph_is_known(case: str) -> None:
+    check_logits(case)
+
+
+PROBLEMS = Problems()
+PUBLISHED = load_file(Path(__file__).parent / "published.yaml", PROBLEMS) or {}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]["config"]))
+    made = import_config(tmp_path, name=name)
+    assert made.model.parameter_count() == int(PUBLISHED[name]["parameters"].replace("_", ""))
+    assert made.model.name == name.replace("/", "-")
+
+
+def test_a_file_saved_without_the_head_has_shorter_names(tmp_path: Path) -> None:
+    """As openai-community/gpt2 has: no `transformer.` in front."""
+    from safetensors.numpy import load_file as read
+    from safetensors.numpy import save_file
+
+    stored = read(FIXTURES / "gpt2" / "model.safetensors")
+    save_file({n.removeprefix("transformer."): a for n, a in stored.items()}, tmp_path / "model.safetensors")
+    config = json.loads((FIXTURES / "gpt2" / "config.hub.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "torch_dtype"}))
+    text = import_config(tmp_path).text
+    assert "embed.table: wte.weight = vocab embed" in text
+    assert "dtypes: {params: float32, compute: float32}  # torch_dtype is not given: as the checkpoint has it" in text
+    del stored["transformer.wpe.weight"]
+    save_file(stored, tmp_path / "model.safetensors")
+    (problem,) = run_json("import", tmp_path, code=2)["problems"]
+    assert problem["code"] == "missing-tensor" and "transformer.wpe.weight" in problem["message"]
+
+
 def test_the_command_writes_a_spec_that_is_valid_and_runs(tmp_path: Path) -> None:
-    out = tmp_path / "my.yaml"
-    text = run("import", FIXTURES / "llama3", "-o", out, "--name", "my llama").output
-    assert "llama" in text and "names and shapes" in text
+    out, folder = tmp_path / "my.yaml", FIXTURES / "llama3"
+    text = run("import", folder, "-o", out, "--name", "my llama").output
+    assert "my-llama, llama" in text and "names and shapes" in text and "use_cache" in text
     assert run_json("validate", out)["specs"][0]["name"] == "my-llama"
-    assert bg.load(out).spec.weights.keys() == {"huggingface"}
-    assert run("import", FIXTURES / "llama3").stdout.splitlines()[1] == "name: llama3"
-    again = refused(FIXTURES / "llama3", "-o", str(out))
-    assert again[0]["code"] == "already-exists"
-    found = run_json("import", FIXTURES / "llama3", "-o", out, "--force")
-    assert found["read"]["rope_parameters.factor"] == 8 and "use_cache" in found["without_effect"]
+    traced = run_json("trace", out, "--weights", folder, "--tokens", "3 4 5")
+    assert traced["model"] == "my-llama"
+    assert run("import", folder).stdout.splitlines()[1] == "name: llama3"
+    assert run_json("import", folder, "-o", out, code=2)["problems"][0]["code"] == "already-exists"
+    found = run_json("import", folder, "-o", out, "--force")
+    assert found["read"]["rope_parameters.factor"] == 8 and found["without_effect"]["use_cache"]
+    assert {t["model_type"] for t in run_json("import", "--types")["types"]} == set(types.names())
+
+
+def test_every_type_has_a_checkpoint_and_reads_nothing_in_vain() -> None:
+    covered = {json.loads((FIXTURES / c / "config.json").read_text())["model_type"] for c in CASES}
+    assert covered == set(types.names())
+    for name in types.names():
+        kind = types.model_type(name)
+        used = " ".join([kind.text, *kind.parts.values(), str(kind.values), str(kind.checks)])
+        defaults = " ".join(str(k.default) for k in kind.fields.values())
+        words = set(re.findall(r"\w+", f"{used} {defaults}"))
+        limits = {"bounds", *(n for n, k in kind.fields.items() if isinstance(k, Only) or k.default is None)}
+        unused = [n for n in kind.fields if n not in words | limits]
+        assert not unused, f"{name} reads {unused} and does nothing with it"
+
+
+def test_the_page_shows_a_type_as_it_is() -> None:
+    shown = named("mistral", "yaml")
+    assert shown.text == (types.folder() / "types" / "mistral.yaml").read_text()
