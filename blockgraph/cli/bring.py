@@ -31,7 +31,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Write the spec of a Hugging Face config.json, its weights' names included.
-    [dim]blockgraph import folder -o my.yaml[/], then [dim]blockgraph generate my.yaml --weights folder --prompt Hello[/]
+    [dim]blockgraph import folder -o my.yaml[/]
 
     Every field of the config is read, known to be without effect, or refused by name. Where the folder has
     safetensors, the names and shapes in them are held against the spec."""

@@ -80,7 +80,7 @@ def import_config(path: str | Path, drop: Sequence[str] = (), name: str | None =
 
 def spec_name(text: str) -> str:
     """A name that a spec may have, from a folder's or a user's: nothing but letters, digits and `. _ + -`."""
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.+_")[:LONGEST]
+    name = re.sub(r"[^A-Za-z0-9._+]+", "-", text).strip("-.+_")[:LONGEST]
     return name if name[:1].isalpha() else f"model-{name}".strip("-")
 
 

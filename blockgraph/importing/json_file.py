@@ -61,14 +61,15 @@ def problem(code: str, message: str, where: Position, mend: str | None = None) -
 class _Reader:
     def __init__(self, text: str, file: str) -> None:
         self.text, self.file, self.at = text, file, 0
-        self.line, self.line_start, self.parts = 1, 0, 0
+        self.line, self.line_start, self.counted, self.parts = 1, 0, 0, 0
 
     def where(self) -> Position:
         """The place of ``at``; lines are counted on the way there, once."""
-        seen = self.text.count("\n", self.line_start, self.at)
+        seen = self.text.count("\n", self.counted, self.at)
         if seen:
             self.line += seen
-            self.line_start = self.text.rindex("\n", 0, self.at) + 1
+            self.line_start = self.text.rindex("\n", self.counted, self.at) + 1
+        self.counted = self.at
         return Position(self.file, self.line, self.at - self.line_start + 1)
 
     def token(self) -> tuple[str, str, Position]:

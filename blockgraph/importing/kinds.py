@@ -27,10 +27,10 @@ class Misfit(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """``default``: of an absent field; a text is an expression over other fields, or says that it is required. ``none``:
-    null is a value of its own; else null is as good as absent where the default is null or an expression, and refused
-    where it is not. ``when``: the condition without which the field means nothing. ``inner``: given in a mapping alone. ``words``: texts
-    that are as good as no field."""
+    """``default``: of an absent field; a text is an expression over other fields, or says that it is required.
+    ``none``: null is a value of its own; else null is as good as absent where the default is null or an expression, and
+    refused where it is not. ``when``: the condition without which the field means nothing. ``inner``: given in a
+    mapping alone. ``words``: texts that are as good as no field."""
 
     literal: ClassVar[bool] = False  # a text is itself, not an expression
     default: Any = None
@@ -148,9 +148,8 @@ class Bounds(Kind):
     least: float = 0
 
     def read(self, value: Any) -> Any:
-        pair = (
-            [_INFINITE.get(str(v), v) if isinstance(v, dict) else v for v in value] if isinstance(value, list) else []
-        )
+        given = value if isinstance(value, list) else []
+        pair: list[Any] = [_INFINITE.get(str(v), v) if isinstance(v, dict) else v for v in given]
         fine = len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
         if not fine or pair[0] > self.least or pair[1] != math.inf:
             raise Misfit(f"is {shown(value)}: the language has no such bounds", (self.says,))

@@ -1,8 +1,9 @@
 """The text of a spec from a type's template and a config's values.
 
-`$name`, `$(name)` and `$(expression)` are holes. Lines of their own: `%if a and not b`, `%elif`, `%else`, `%end`; `%use part`, with
-the part's lines as far indented; `%spec mamba blocks` is what a shipped spec has under that key; `%repeat kinds`, down
-to `%end` a node for each word of the list, becomes the repeats. Comments behind consecutive lines are lined up.
+`$name`, `$(name)` and `$(expression)` are holes. Lines of their own: `%if a and not b`, `%elif`, `%else`, `%end`;
+`%use part`, with the part's lines as far indented; `%spec mamba blocks` is what a shipped spec has under that key;
+`%repeat kinds`, down to `%end` a node for each word of the list, becomes the repeats. Comments behind consecutive lines
+are lined up.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _branch(lines: Sequence[str], values: Values) -> list[str]:
     taken, depth, found = False, 0, list[str]()
     for line in lines:
         word, _, rest = line.strip().partition(" ")
-        if not depth or depth == 1 and word in ("%elif", "%else"):
+        if not depth or (depth == 1 and word in ("%elif", "%else")):
             if taken:
                 break
             taken = word == "%else" or values.holds(rest)

@@ -89,7 +89,8 @@ def model_type(name: str) -> ModelType:
     return ModelType(
         name, data["title"], data["paper"], tuple(data["classes"]), fields, data["also"],
         {n: _table(of) for n, of in data["nested"].items()}, {n: r for n, r in ignored.items() if n not in fields},
-        data["values"], tuple(data["checks"]), data["spec"], data["parts"], data.get("prefix", ""), data.get("note", ""),
+        data["values"], tuple(data["checks"]), data["spec"], data["parts"], data.get("prefix", ""),
+        data.get("note", ""),
     )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ class Values(dict[str, Any]):
         return int(found) if isinstance(found, float) and found.is_integer() and abs(found) < 1e15 else found
 
     def holds(self, condition: str) -> bool:
-        """`a`, `not a`, `a = word`, `a has word`, joined by `and` or by `or`: null, false, 0 and nothing do not hold."""
+        """`a`, `not a`, `a = word`, `a has word`, joined by `and` or by `or`: null, false, 0 and nothing do not
+        hold."""
         words = condition.split()
         for joint, whole in ((" or ", any), (" and ", all)):
             if joint.strip() in words:
@@ -63,8 +64,8 @@ class Values(dict[str, Any]):
             self[name] = self.each_layer(rule)
 
     def each_layer(self, rule: Mapping[str, Any]) -> list[str]:
-        """A word for each layer: those of the list ``given``, or of ``cycle`` over and over, else of the first of ``rules``
-        whose number is not 0."""
+        """A word for each layer: those of the list ``given``, or of ``cycle`` over and over, else of the first of
+        ``rules`` whose number is not 0."""
         count, given = int(self.number(rule["layers"])), self.get(rule.get("given", ""))
         if turn := self.get(rule.get("cycle", "")):
             return [str(turn[i % len(turn)]) for i in range(count)]

@@ -12,8 +12,8 @@ from blockgraph.reference.text import HEAD, table
 GROUPS = {"all": "Fields of all types", "decoder": "Fields of decoders", "rope": "Rotary positions"}
 HOW = """# Model types that import covers
 
-What `blockgraph import` reads of a config.json, by its `model_type`, and with which default. A field that is neither here nor under
-*without effect* is refused. How it works and how a type is added: [import.md](../import.md).
+What `blockgraph import` reads of a config.json, by its `model_type`, and with which default. A field that is neither
+here nor under *without effect* is refused. How it works and how a type is added: [import.md](../import.md).
 
 """
 

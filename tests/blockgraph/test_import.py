@@ -154,7 +154,7 @@ def test_every_type_has_a_checkpoint_and_reads_nothing_in_vain() -> None:
         used = " ".join([kind.text, *kind.parts.values(), str(kind.values), str(kind.checks)])
         defaults = " ".join(str(k.default) for k in kind.fields.values())
         words = set(re.findall(r"\w+", f"{used} {defaults}"))
-        limits = {"bounds", *(n for n, k in kind.fields.items() if isinstance(k, Only) or k.default is None)}
+        limits = {"bounds", *(n for n, k in kind.fields.items() if isinstance(k, Only) or k.default is None or k.when)}
         unused = [n for n in kind.fields if n not in words | limits]
         assert not unused, f"{name} reads {unused} and does nothing with it"
 

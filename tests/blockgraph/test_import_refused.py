@@ -32,10 +32,10 @@ def refused(path: Path, *options: str) -> list[dict[str, Any]]:
     [
         ("llama", {"head_scale": 3}, "unknown-field", "head_scale", None),
         ("llama", {"partial_rotary_factor": 0.5}, "unknown-field", "partial_rotary_factor", None),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2, "low": 1}}, "unknown-field", "rope_scaling.low", None),
+        ("llama", {"rope_scaling": {"type": "default", "low": 1}}, "unknown-field", "rope_scaling.low", None),
         ("llama", {"hidden_act": "gleu"}, "unsupported-value", "hidden_act is 'gleu'", "gelu"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2}}, "unsupported-value", "grows", "yarn"),
-        ("llama", {"rope_scaling": {"type": "linear"}}, "missing-field", "rope_parameters.factor", None),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "unsupported-value", "a factor of 1", None),
         ("llama", {"rope_scaling": {"factor": 2.0}}, "unsupported-value", "only with not rope_type = default", None),
         ("llama", {"rope_parameters": {"rope_theta": 7.0}}, "conflicting-keys", "rope_theta", None),
         ("llama", {"vocab_size": "96"}, "unsupported-value", "vocab_size is '96'", "a whole number from 1 on"),
@@ -61,8 +61,8 @@ def test_by_name(tmp_path: Path, case: str, fields: Any, code: str, words: str, 
     (problem,) = refused(path)
     assert (problem["code"], words in f"{problem['message']}") == (code, True), problem
     assert allowed is None or allowed in problem["allowed"]
-    given = [v for v in fields.values() if v is not ...]
-    assert "legal" in words or code == "missing-field" or not given or problem["file"] == str(path)
+    placed = code == "unknown-field" or (code == "unsupported-value" and str(next(iter(fields.values()))) in words)
+    assert not placed or problem["file"] == str(path)
 
 
 def test_all_faults_in_one_run_with_their_places_and_nearest_names(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_all_faults_in_one_run_with_their_places_and_nearest_names(tmp_path: Pat
     result = run("import", path)
     assert result.exit_code == 2 and result.stdout == ""
     for words in ("did you mean: silu", "vocab_sizes", "vocab_size, or leave it out knowingly: --ignore vocab_sizes",
-                  "mlp_bias is 'no'", "allowed: true or false", f"{path}:5:"):  # fmt: skip
+                  "mlp_bias is 'no'", "allowed: true or false", f"{path}:6:16:"):  # fmt: skip
         assert words in result.stderr, result.stderr
 
 
@@ -80,7 +80,7 @@ def test_fields_are_left_out_when_asked_for(tmp_path: Path) -> None:
     assert set(made.dropped) == {"head_scale", "rope_scaling.type", "rope_scaling.factor"}
     result = run("import", path, "--ignore", "head_scale", "--ignore", "rope_scaling")
     assert result.exit_code == 0 and "may change the numbers" in result.stderr
-    assert [p["code"] for p in refused(path, "--ignore", "head_scal")][-1] == "bad-option"
+    assert "bad-option" in [p["code"] for p in refused(path, "--ignore", "head_scal")]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_json_says_what_json_says() -> None:
     text = '{"a": [1, -2.5e3, true, null, "x\\u00e9\\n\\ud800"], "b": {"c": {}}, "d": []}\n'
     found = loads_json(text, "config.json")
     assert found == {"a": [1, -2500.0, True, None, "xé\n?"], "b": {"c": {}}, "d": []}
-    assert str(found.value_position["b"]) == "config.json:1:55"
+    assert str(found.value_position["b"]) == "config.json:1:56"
     assert loads_json("\ufeff" + '{"a": ' + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1) + "}", "f")
 
 
