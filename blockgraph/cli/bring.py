@@ -73,7 +73,8 @@ def _tell(made: Imported, out: Path | None) -> None:
     reasons: dict[str, list[str]] = {}
     for field, reason in made.ignored.items():
         reasons.setdefault(reason, []).append(field)
-    facts += [("without effect", f"{', '.join(fields)}: {reason}") for reason, fields in reasons.items()]
+    for reason, fields in sorted(reasons.items()):
+        facts.append(("" if facts else "without effect", f"{', '.join(fields)}: {reason}"))
     if made.dropped:
         facts.append(("left out", ", ".join(made.dropped)))
     if made.weights:

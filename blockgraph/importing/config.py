@@ -67,7 +67,7 @@ def import_config(path: str | Path, drop: Sequence[str] = (), name: str | None =
     values = made.values
     values["title"], values["paper"], values["model_type"] = made.type.title, made.type.paper, made.type.name
     values["name"] = spec_name(name or source.resolve().parent.name)
-    values["source"] = f"{source.name} of {values['name']}"
+    values["source"] = f"{spec_name(source.name)} of {values['name']}"
     values["prefix"] = made.type.prefix if stored is None or _prefixed(stored, made.type.prefix) else ""
     text = _filled(made)
     model = _checked(text, source)
