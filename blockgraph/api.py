@@ -388,11 +388,17 @@ def diff(a: Model | str, b: Model | str) -> dict[str, Any]:
     return dict(difference(first, second))
 
 
-def import_config(path: str | Path, drop: Sequence[str] = (), name: str | None = None) -> Imported:
-    """The spec of a Hugging Face config.json, or of the folder that has one. ``drop``: fields that are left out."""
+def import_config(
+    path: str | Path,
+    drop: Sequence[str] = (),
+    name: str | None = None,
+    weights: str | Path | None = None,
+) -> Imported:
+    """The spec of a Hugging Face config.json, or of the folder that has one. ``drop``: fields that are left out;
+    ``weights``: safetensors that it is held against, by default those in the folder."""
     from blockgraph.importing.config import import_config as read
 
-    return read(path, drop, name)
+    return read(path, drop, name, weights)
 
 
 def schema() -> dict[str, Any]:

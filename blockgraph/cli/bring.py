@@ -26,6 +26,12 @@ def import_(
         list[str] | None,
         typer.Option("--ignore", metavar="FIELD", help="Leave out a field that is not known here. Repeatable."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights", metavar="PATH", help="Safetensors to hold the spec against; by default those in the folder."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     types: Annotated[bool, typer.Option("--types", help="List the model types that are covered, and stop.")] = False,
     as_json: Json = False,
@@ -48,7 +54,7 @@ def import_(
         raise BlockgraphError(Problem("already-exists", f"{out} is there already", None, (), "write over it: --force"))
     from blockgraph.importing.config import import_config
 
-    made = import_config(config, ignore or (), name)
+    made = import_config(config, ignore or (), name, weights)
     if out is not None:
         from blockgraph.cli.files import write_text
 

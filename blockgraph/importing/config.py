@@ -55,15 +55,21 @@ class Imported:
         }
 
 
-def import_config(path: str | Path, drop: Sequence[str] = (), name: str | None = None) -> Imported:
-    """The spec of a config.json, or of the folder that has one; where the folder also has safetensors, their names and
-    shapes are held against it. ``drop``: fields of the config that are left out; ``name``: the spec's. Raises
-    BlockgraphError with every field that is not known and every value that cannot be said."""
+def import_config(
+    path: str | Path,
+    drop: Sequence[str] = (),
+    name: str | None = None,
+    weights: str | Path | None = None,
+) -> Imported:
+    """The spec of a config.json, or of the folder that has one. ``drop``: fields of the config that are left out;
+    ``name``: the spec's; ``weights``: safetensors whose names and shapes are held against it, by default those in the
+    folder. Raises BlockgraphError with every field that is not known and every value that cannot be said."""
     given = Path(path).expanduser()
     source = given / CONFIG if given.is_dir() else given
-    folder = given if given.is_dir() else None
-    stored = _stored(folder) if folder is not None else None
-    made = read(load_json(source), drop, _dtype(stored or {}))
+    raw = load_json(source)
+    checkpoint = Path(weights).expanduser() if weights is not None else _beside(given)
+    stored = _stored(checkpoint) if checkpoint is not None else None
+    made = read(raw, drop, _dtype(stored or {}))
     values = made.values
     values["title"], values["paper"], values["model_type"] = made.type.title, made.type.paper, made.type.name
     values["name"] = spec_name(name or source.resolve().parent.name)
@@ -71,11 +77,11 @@ def import_config(path: str | Path, drop: Sequence[str] = (), name: str | None =
     values["prefix"] = made.type.prefix if stored is None or _prefixed(stored, made.type.prefix) else ""
     text = _filled(made)
     model = _checked(text, source)
-    if stored is not None and folder is not None:
-        _fits(model, folder)
+    if checkpoint is not None:
+        _fits(model, checkpoint)
     fields = {"model_type": made.type.name, **{one.name: _plain(one.value) for one in made.given.values()}}
     dropped = {n: _plain(v) for n, v in made.dropped.items()}
-    return Imported(text, model, source, fields, made.ignored, dropped, folder if stored is not None else None)
+    return Imported(text, model, source, fields, made.ignored, dropped, checkpoint)
 
 
 def spec_name(text: str) -> str:
@@ -119,13 +125,16 @@ def _quoted(problem: Problem, lines: Sequence[str]) -> str:
     return f", in the line {lines[place.line - 1].strip()!r}" if place and 0 < place.line <= len(lines) else ""
 
 
-def _stored(folder: Path) -> dict[str, str] | None:
-    """The tensors in a folder's safetensors and their dtypes; None where it has none."""
-    if not any(folder.glob("*.safetensors")):
-        return None
+def _beside(given: Path) -> Path | None:
+    """The folder, if it has safetensors."""
+    return given if given.is_dir() and any(given.glob("*.safetensors")) else None
+
+
+def _stored(checkpoint: Path) -> dict[str, str]:
+    """The tensors of a checkpoint and their dtypes."""
     from runtime.weights.source import open_source
 
-    with open_source(folder) as source:
+    with open_source(checkpoint) as source:
         return {name: tensor.dtype for name, tensor in source.tensors.items()}
 
 
@@ -138,13 +147,13 @@ def _prefixed(stored: Mapping[str, str], prefix: str) -> bool:
     return any(n.startswith(prefix) for n in stored)
 
 
-def _fits(model: Model, folder: Path) -> None:
+def _fits(model: Model, checkpoint: Path) -> None:
     """Raises WeightsError with every tensor that is missing, left over or of another shape."""
     from runtime.weights import mapping
     from runtime.weights.load import fit
     from runtime.weights.source import open_source
 
-    with open_source(folder) as source:
+    with open_source(checkpoint) as source:
         fit(mapping.compile(model, "huggingface"), source)
 
 
