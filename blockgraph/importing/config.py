@@ -7,18 +7,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blockgraph.importing.json_file import load_json
 from blockgraph.importing.kinds import shown
 from blockgraph.importing.reading import Reading, read
 from blockgraph.importing.template import Missing, fill
-from compiler.errors import BlockgraphError, Problem, SpecError
+from compiler.errors import BlockgraphError, Problem, SpecError, WeightsError
 from compiler.language.model import Model, loads
 from compiler.source.expr import ExprError
 
+if TYPE_CHECKING:
+    from runtime.weights.source import Source
+
 CONFIG = "config.json"
 LONGEST = 60
+SAMPLED = 16  # rows of two matrices that are compared
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors calls them
 
 
@@ -148,13 +152,30 @@ def _prefixed(stored: Mapping[str, str], prefix: str) -> bool:
 
 
 def _fits(model: Model, checkpoint: Path) -> None:
-    """Raises WeightsError with every tensor that is missing, left over or of another shape."""
+    """Raises WeightsError with every tensor that is missing, left over or of another shape, and where an output matrix
+    that is said to be the embedding's is another (transformers 5 then takes both)."""
     from runtime.weights import mapping
     from runtime.weights.load import fit
     from runtime.weights.source import open_source
 
     with open_source(checkpoint) as source:
-        fit(mapping.compile(model, "huggingface"), source)
+        table = mapping.compile(model, "huggingface")
+        fit(table, source)
+        known = [t.name for t in table.tensors.values() if t.line.key.endswith(".table")]
+        for name, stored in source.tensors.items():
+            twins = [t for t in known if source.tensors[t].shape == stored.shape]
+            if name in table.tensors or not twins or any(_alike(source, name, t) for t in twins):
+                continue
+            message = f"{checkpoint} holds {name}, another one than {twins[0]}, and the config says that they are tied"
+            mend = "set tie_word_embeddings to false in the config"
+            raise WeightsError(Problem("unsupported-value", message, None, (), mend))
+
+
+def _alike(source: Source, one: str, other: str) -> bool:
+    """Whether some rows of two tensors of one shape are the same."""
+    count = source.tensors[one].shape[0]
+    rows = {count * i // SAMPLED for i in range(SAMPLED)}
+    return all((source.read(one, r, r + 1) == source.read(other, r, r + 1)).all() for r in rows)
 
 
 def _plain(value: Any) -> Any:

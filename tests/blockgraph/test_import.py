@@ -136,6 +136,16 @@ def test_a_file_saved_without_the_head_has_shorter_names(tmp_path: Path) -> None
     assert problem["code"] == "missing-tensor" and "transformer.wpe.weight" in problem["message"]
 
 
+def test_an_output_matrix_that_is_said_to_be_tied_and_is_not(tmp_path: Path) -> None:
+    """transformers 5 takes both then, so it is not the model that the config says."""
+    config = json.loads((FIXTURES / "llama" / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = ("--weights", FIXTURES / "llama" / "model.safetensors")
+    (problem,) = run_json("import", tmp_path / "config.json", *weights, code=2)["problems"]
+    assert "lm_head.weight, another one than model.embed_tokens.weight" in problem["message"]
+    assert "tie_word_embeddings to false" in problem["suggestion"]
+
+
 def test_the_command_writes_a_spec_that_is_valid_and_runs(tmp_path: Path) -> None:
     out, folder = tmp_path / "my.yaml", FIXTURES / "llama3"
     text = run("import", folder, "-o", out, "--name", "my llama").output
