@@ -18,6 +18,7 @@ from costmodel.calls import BATCH, LENGTH, phase_of
 
 if TYPE_CHECKING:
     from blockgraph.checks import Checked
+    from blockgraph.importing.config import Imported
     from blockgraph.meshes import Figures
     from blockgraph.room import Setting
     from compiler.targets import Result
@@ -385,6 +386,19 @@ def diff(a: Model | str, b: Model | str) -> dict[str, Any]:
 
     first, second = (load(m) if isinstance(m, str) else m for m in (a, b))
     return dict(difference(first, second))
+
+
+def import_config(
+    path: str | Path,
+    drop: Sequence[str] = (),
+    name: str | None = None,
+    weights: str | Path | None = None,
+) -> Imported:
+    """The spec of a Hugging Face config.json, or of the folder that has one. ``drop``: fields that are left out;
+    ``weights``: safetensors that it is held against, by default those in the folder."""
+    from blockgraph.importing.config import import_config as read
+
+    return read(path, drop, name, weights)
 
 
 def schema() -> dict[str, Any]:

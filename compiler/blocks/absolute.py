@@ -8,7 +8,7 @@ from compiler.errors import nearest
 from compiler.graph.ir import Value
 from compiler.language.block import Block, block
 from compiler.language.env import Env
-from compiler.language.fields import Count, Number, Positive, Word
+from compiler.language.fields import Count, Index, Number, Positive, Word
 from compiler.language.scope import Fault
 
 
@@ -26,17 +26,20 @@ class _Absolute(Block):
 
 @block
 class PositionTable(_Absolute):
-    """x plus a learned row for each position (arXiv:1705.03122; GPT-2). Calls longer than ``rows`` are refused."""
+    """x plus a learned row for each position (arXiv:1705.03122; GPT-2). Calls longer than ``rows`` are refused.
+    ``spare``: so many rows stand in front of that of position 0 and are never read (OPT, arXiv:2205.01068, has 2)."""
 
     kind: ClassVar[str] = "position_table"
     shorthand: ClassVar[str | None] = "rows"
     rows: Count  # positions that it can tell apart
+    spare: Index = 0
 
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
         b, width = env.b, (x.axes[-1], x.type.sizes[-1])
         at = self.positions(env, x, self.rows)
-        table = env.weight("table", [("positions", self.rows), width], init="normal(0.02)")
-        return b.add(x, b.cast(b.lookup(table, at, "positions"), x.type.dtype))
+        table = env.weight("table", [("positions", self.rows + self.spare), width], init="normal(0.02)")
+        row = b.add(at, b.constant(self.spare, "int32")) if self.spare else at
+        return b.add(x, b.cast(b.lookup(table, row, "positions"), x.type.dtype))
 
 
 @block

@@ -185,6 +185,7 @@ LIGHT = [
     ("graph", "smollm2-135m", "--json"),
     ("simulate", "gemma2-9b", "--machine", "v5e"),
     ("diff", "gemma-2b", "gemma2-2b"),
+    ("import", "tests/fixtures/hf/llama"),
     ("schema",),
 ]
 
