@@ -112,8 +112,8 @@ def markdown(found: dict[str, Any]) -> str:
         f"Made by `python benchmarks/layouts.py` with the TPU compiler alone ({told}).",
         "Training: one step, bfloat16 weights, AdamW with float32 moments and master weights, full rematerialisation.",
         "GiB of one chip, as the compiler gives them; *needs*: arguments, working memory and results of their own.",
-        "FLOPs, and bytes that a chip sends, are those of one chip in one call; which collectives XLA changes, and why,",
-        "is in [collectives](collectives.md).", "",
+        "FLOPs, and bytes that a chip sends, are those of one chip in one call; which ones XLA changes, and why, is",
+        "in [collectives](collectives.md).", "",
         f"| {' | '.join(columns)} |", "|---" * len(columns) + "|",
     ]  # fmt: skip
     for r in found["rows"]:
