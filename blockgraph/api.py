@@ -229,11 +229,13 @@ def generate(
     ``parallel`` and ``mesh`` divide the work over this machine's devices; each process then reads only the weights
     that its own devices hold."""
     from runtime.generate import generate as run
+    from runtime.memory import require_session
     from runtime.sample import Sampling
     from runtime.text.tokenizer import tokenizer as read_tokenizer
     from runtime.weights.load import load as read_weights
 
     model = load(model) if isinstance(model, str) else model
+    check_size("max_tokens", max_tokens)
     sampling = Sampling(temperature, top_p, top_k, seed)
     words = read_tokenizer(tokenizer_file(Path(weights), tokenizer))
     ids = [words.chat([{"role": "user", "content": p}]) if chat else words.encode(p) for p in prompts]
@@ -244,6 +246,7 @@ def generate(
     place = training.place_here(parallel, mesh, replicate)
     arrays: Any
     if place is None:
+        require_session(model, len(ids), max(map(len, ids), default=0) + max_tokens)
         loaded = read_weights(model, Path(weights), progress=progress)
         arrays, rows = loaded.arrays, loaded.rows
     else:

@@ -24,10 +24,14 @@ from compiler.parallel.request import Request, Wires  # noqa: E402
 from compiler.passes.accumulate import WEIGHT  # noqa: E402
 from compiler.passes.call import TRAIN  # noqa: E402
 from compiler.targets.types import Target  # noqa: E402
+from runtime import memory  # noqa: E402
 from runtime.batches import Batches  # noqa: E402
 from runtime.weights import parts  # noqa: E402
 from runtime.weights.initial import random_onto  # noqa: E402
 from runtime.weights.shards import load_onto  # noqa: E402
+
+SMALLER = "fewer layers or a smaller width (--set), --optimiser sgd, or --parallel fsdp over more devices"
+LESS = "a smaller --batch or --length, --accumulate N, or --remat full"
 
 
 class Diverged(BlockgraphError):
@@ -77,6 +81,8 @@ class Trainer:
         self.inputs = _inputs(model, made)
         self.where: dict[str, Any] = dict(made.shardings())
         labels = [k for k in model.parameters if k in made.parameters]
+        params, state, _ = made.arguments()
+        memory.require(model.name, {"parameters": params, "the optimiser's state": state}, SMALLER)
         if progress:
             progress("loading weights" if weights else "drawing weights")
         if weights is not None:
@@ -85,15 +91,28 @@ class Trainer:
             self.params = random_onto(model, seed, self.where, labels)
         self.state = self._laid(made.initial_state(self.params))
         self.count = 0
-        if progress:
-            progress("compiling")
-        self._step = self._compiled()
+        self.compile_seconds: float | None = None  # of the compiler, once the first step is asked for
+        self._step: Any = None
+        self._progress = progress
 
     def _laid(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state as the step will give it back, or its second call would compile again."""
         return {k: jax.device_put(x, self.where.get(k) or parts.one_device()) for k, x in state.items()}
 
-    def _compiled(self) -> Any:
+    def _compiled(self, given: dict[str, Any]) -> Any:
+        """The compiled step. Raises OutOfMemory where it has no room to work."""
+        if self._progress:
+            self._progress("compiling")
+        started = time.perf_counter()
+        made = self._jitted().lower(self.params, self.state, given).compile()
+        self.compile_seconds = time.perf_counter() - started
+        if jax.default_backend() == "cpu":  # others know their memory and refuse the program themselves
+            found = made.memory_analysis()
+            parts = {"working memory of a step": float(found.temp_size_in_bytes) if found is not None else 0.0}
+            memory.require_bytes(self.model.name, parts, memory.free_bytes(), LESS)
+        return made
+
+    def _jitted(self) -> Any:
         """The step with everything staying where it lies."""
         if self.program.mesh is None:
             return self.program.jitted()
@@ -109,7 +128,10 @@ class Trainer:
             self.inputs[0]: tokens, self.inputs[1]: np.full(rows, length) if lengths is None else lengths,
             "learning_rate": np.float32(rate),
         }  # fmt: skip
-        out, self.params, self.state = self._step(self.params, self.state, self._placed(given))
+        with memory.told(self.model.name):
+            placed = self._placed(given)
+            self._step = self._step or self._compiled(placed)
+            out, self.params, self.state = self._step(self.params, self.state, placed)
         said = {name: float(np.asarray(value)) for name, value in out.items()}
         loss, norm = said.pop("loss"), said.pop("gradient_norm")
         del said[WEIGHT]

@@ -38,8 +38,22 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             name = f"{error.filename}: " if error.filename else ""
             tell([Problem("file-error", f"{name}{error.strerror or error}")], as_json)
             raise typer.Exit(2) from None
+        except RuntimeError as error:  # of JAX, where a device's memory ended
+            said = _exhausted(error)
+            if said is None:
+                raise
+            tell([Problem("out-of-memory", said)], as_json)
+            raise typer.Exit(2) from None
 
     return command
+
+
+def _exhausted(error: RuntimeError) -> str | None:
+    if "jax" not in sys.modules:
+        return None
+    from runtime.memory import exhausted
+
+    return exhausted(error)
 
 
 def tell(problems: Iterable[Problem], as_json: bool = False) -> None:

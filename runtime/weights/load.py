@@ -6,6 +6,7 @@ own part."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 
 from compiler.errors import Problem, WeightsError, nearest
 from compiler.language.model import Model
+from runtime import memory
 from runtime.weights import mapping, packing, safetensors_io
 from runtime.weights.mapping import Mapping_, Tensor
 from runtime.weights.source import Source, open_source
@@ -60,6 +62,8 @@ def load(
         tensors, rows = fit(table, source)
         types = {label: np.dtype(NAMES[dtype or t.dtype]) for label, (_, t) in model.parameters.items()}
         shapes = {label: tuple(int(s.constant) for s in t.sizes) for label, (_, t) in model.parameters.items()}
+        whole = sum(math.prod(shapes[k]) * types[k].itemsize for k in shapes)
+        memory.require_bytes(model.name, {"parameters": whole}, memory.free_bytes())
         arrays = {label: np.zeros(shapes[label], types[label]) for label in model.parameters}  # pages come when written
         done, total = 0, sum(a.nbytes for a in arrays.values())
         for tensor in tensors:
