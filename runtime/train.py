@@ -28,6 +28,8 @@ from runtime import memory  # noqa: E402
 from runtime.batches import Batches  # noqa: E402
 from runtime.weights import parts  # noqa: E402
 from runtime.weights.initial import random_onto  # noqa: E402
+from runtime.weights.load import Weights, export  # noqa: E402
+from runtime.weights.mapping import OWN  # noqa: E402
 from runtime.weights.shards import load_onto  # noqa: E402
 
 SMALLER = "fewer layers or a smaller width (--set), --optimiser sgd, or --parallel fsdp over more devices"
@@ -81,14 +83,12 @@ class Trainer:
         self.inputs = _inputs(model, made)
         self.where: dict[str, Any] = dict(made.shardings())
         labels = [k for k in model.parameters if k in made.parameters]
+        self._start = lambda labels, where: _arrays(model, labels, where, weights, seed)
         params, state, _ = made.arguments()
         memory.require(model.name, {"parameters": params, "the optimiser's state": state}, SMALLER)
         if progress:
             progress("loading weights" if weights else "drawing weights")
-        if weights is not None:
-            self.params = load_onto(model, weights, self.where, labels=labels).arrays
-        else:
-            self.params = random_onto(model, seed, self.where, labels)
+        self.params, self.rows = self._start(labels, self.where)
         self.state = self._laid(made.initial_state(self.params))
         self.count = 0
         self.compile_seconds: float | None = None  # of the compiler, once the first step is asked for
@@ -119,6 +119,17 @@ class Trainer:
         spread = [{k: self.where[k] for k in group} for group in (self.params, self.state)]
         whole = jax.sharding.NamedSharding(self.program.mesh, jax.sharding.PartitionSpec())
         return jax.jit(self.program.function(), donate_argnums=(0, 1), out_shardings=(whole, *spread))
+
+    def save(self, folder: Path) -> list[Path]:
+        """Writes the parameters as safetensors under our own labels. All processes call it, the first writes; the
+        others get no path. Parameters that the loss does not depend on are as they began."""
+        others, _ = self._start([k for k in self.model.parameters if k not in self.params], {})
+        arrays = {label: {**self.params, **others}[label] for label in self.model.parameters}
+        if device.first():
+            return export(self.model, Weights(arrays, self.rows), folder, OWN, whole=parts.whole)
+        for array in arrays.values():  # as the first process asks for them
+            parts.whole(array)
+        return []
 
     def step(self, tokens: np.ndarray, rate: float, lengths: np.ndarray | None = None) -> Step:
         """One update on tokens [batch, length]. ``lengths`` [batch]: real tokens of each row, all unless given."""
@@ -155,6 +166,16 @@ class Trainer:
         if self.program.mesh is None:
             return typed
         return {k: parts.replicated(x, self.where[k]) for k, x in typed.items()}
+
+
+def _arrays(
+    model: Model, labels: list[str], where: dict[str, Any], weights: Path | None, seed: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Parameters to start from, and the rows of padded axes."""
+    if weights is None or not labels:
+        return random_onto(model, seed, where, labels), {}
+    placed = load_onto(model, weights, where, labels=labels)
+    return placed.arrays, placed.rows
 
 
 def _inputs(model: Model, made: TrainingStep) -> tuple[str, str]:

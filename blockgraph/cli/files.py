@@ -44,6 +44,18 @@ def folder(path: str | Path) -> Path:
     return found
 
 
+def new_folder(path: str | Path, option: str = "--out") -> Path:
+    """The same of a folder that must be new or empty, so that files of two runs are never mixed."""
+    found = Path(path).expanduser()
+    if found.exists() and not found.is_dir():
+        raise BlockgraphError(Problem("not-a-folder", f"{found} is a file, and {option} names a folder"))
+    if found.is_dir() and (held := sorted(p.name for p in found.iterdir())):
+        shown = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
+        message = f"{option}: the folder {found} is not empty, it holds {shown}"
+        raise BlockgraphError(Problem("already-exists", message, None, ("a new or empty folder",)))
+    return found
+
+
 def within(files: Iterable[str | Path], out: Path) -> list[Path]:
     """The files that were written; each must lie inside ``out``."""
     root, found = out.resolve(), [Path(f) for f in files]

@@ -278,20 +278,23 @@ def export(
     spec: Spec,
     weights: Weights,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
-    format_: Annotated[str, typer.Option("--format", metavar="NAME", help="Of the spec's weights.")] = "huggingface",
+    format_: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="Of the spec's weights, or blockgraph.")
+    ] = "huggingface",
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Write weights as safetensors under their published names.
     [dim]blockgraph export smollm2-135m --weights w.gguf --out smollm2-hf[/]"""
-    from blockgraph.cli.files import folder, within
+    from blockgraph.cli.files import new_folder, within
+    from runtime.weights.mapping import OWN
 
     model = options.loaded(spec, sets)
-    place = folder(out)
-    if format_ not in model.spec.weights:
+    place = new_folder(out)
+    known = (*model.spec.weights, OWN)
+    if format_ not in known:
         from compiler.errors import BlockgraphError, Problem, nearest
 
-        known = tuple(model.spec.weights)
         raise BlockgraphError(
             Problem("unknown-format", f"{model.name} maps no {format_} weights", None, known, nearest(format_, known))
         )

@@ -87,7 +87,7 @@ def choose(model: Model, source: Source) -> Mapping_:
     """The format with the largest share of its names in the file."""
     best: tuple[float, Mapping_] | None = None
     fault: WeightsError | None = None
-    for format in model.spec.weights:
+    for format in (*model.spec.weights, mapping.OWN):
         try:
             table = mapping.compile(model, format)
         except WeightsError as e:
@@ -101,7 +101,9 @@ def choose(model: Model, source: Source) -> Mapping_:
     if fault is not None:
         raise fault
     if not model.spec.weights:
-        mapping.compile(model, "huggingface")  # raises: the spec maps nothing
+        message = f"the spec of {model.name} maps no published weights, and {source.path} is not under its own labels"
+        mend = "blockgraph train --save DIR writes such files"
+        raise WeightsError(Problem("unknown-format", message, None, tuple(model.parameters)[:4], mend))
     held = ", ".join(list(source.tensors)[:3]) or "no tensor"
     message = f"{source.path} has none of the names that {model.name} maps; it holds {held}, …"
     raise WeightsError(Problem("unknown-format", message, None, tuple(model.spec.weights)))
@@ -170,9 +172,11 @@ def export(
     format: str = "huggingface",
     shard_bytes: float = 5e9,
     progress: Progress | None = None,
+    whole: Callable[[Any], np.ndarray] = np.asarray,
 ) -> list[Path]:
     """Writes safetensors under a format's names: one file if ``out`` ends so, else a directory with model.safetensors
-    or shards and their index. Gives the files. Rows that padding added are left out again."""
+    or shards and their index. Gives the files. Rows that padding added are left out again. ``whole``: makes an array
+    of this process from one of ``weights``, when its turn comes."""
     arrays: Mapping[str, np.ndarray] = weights.arrays if isinstance(weights, Weights) else weights
     rows = weights.rows if isinstance(weights, Weights) else {}
     table = mapping.compile(model, format)
@@ -187,7 +191,7 @@ def export(
         done += sizes[name]
         if progress:
             progress(done, total)
-        return assemble(tensors[name], arrays)
+        return assemble(tensors[name], arrays, whole)
 
     out = Path(out)
     single = out.suffix == ".safetensors"
@@ -223,18 +227,18 @@ def export(
     return [final for _, final in written]
 
 
-def assemble(tensor: Tensor, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def assemble(tensor: Tensor, arrays: Mapping[str, Any], whole: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
     """A checkpoint's tensor from our arrays: the reverse of loading, by the same recipes."""
-    whole = np.empty(tensor.shape or (1,), arrays[tensor.pieces[0].label].dtype)
+    made = np.empty(tensor.shape or (1,), arrays[tensor.pieces[0].label].dtype)
     line = tensor.line
     for piece in tensor.pieces:
-        view = piece.recipe.view(piece.of(arrays[piece.label]))
+        view = piece.recipe.view(piece.of(whole(arrays[piece.label])))
         for theirs, ours in piece.recipe.steps(CHUNK):
             values = view[ours]
             if line.scale != 1 or line.add != 0:
                 values = (values.astype(np.float32) - np.float32(line.add)) / np.float32(line.scale)
-            _copy(piece.recipe.own(whole[theirs], ours.stop - ours.start), values, tensor.name)
-    return whole.reshape(tensor.shape)
+            _copy(piece.recipe.own(made[theirs], ours.stop - ours.start), values, tensor.name)
+    return made.reshape(tensor.shape)
 
 
 def _cut_rows(table: Mapping_, tensor: Tensor, rows: Mapping[str, int]) -> Tensor:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from blockgraph import training
+from blockgraph import api, training
 from compiler.errors import BlockgraphError
 from compiler.language.model import loads
 from runtime.batches import synthetic, windows
+from runtime.text.tokenizer import tokenizer
 from runtime.train import Diverged
 from runtime.weights.initial import random
 from runtime.weights.load import export
@@ -91,6 +92,27 @@ def test_the_command_prints_a_line_for_each_step(tmp_path: Path) -> None:
     assert whole["model"] == "tiny-llama" and whole["last_loss"] == steps[-1]["loss"]
     told = run("train", spec, "--synthetic", "--steps", "2", *OPTIONS)
     assert told.exit_code == 0 and "step      2  loss" in told.stdout and "\x1b" not in told.output
+
+
+def test_trained_weights_are_saved_and_generated_from(tmp_path: Path) -> None:
+    from runtime.weights.load import load
+    from runtime.weights.shards import load_onto
+
+    _, text = write(tmp_path)
+    model = loads(SPEC.partition("\nweights:")[0])  # a spec without published weights
+    made = training.prepare(model, steps=3, text=text, batch=8, length=32, lr=1e-2)
+    list(made.steps())
+    made.save(tmp_path / "w")
+    again, onto = load(model, tmp_path / "w").arrays, load_onto(model, tmp_path / "w", {}).arrays
+    for label, array in made.trainer.params.items():
+        np.testing.assert_array_equal(again[label], array, label)
+        np.testing.assert_array_equal(onto[label], array, label)
+    pieces = list(api.generate(model, tmp_path / "w", ["caf\u00e9 \n"], max_tokens=4))
+    assert [p.row for p in pieces] == [0] * 4 and pieces[-1].done
+    ids = tokenizer(tmp_path / "w").encode("caf\u00e9 \n\0")
+    assert ids == list("caf\u00e9 \n\0".encode()) and tokenizer(tmp_path / "w").decode(ids) == "caf\u00e9 \n\0"
+    told = run("train", "smollm2-135m", "--text", text, "--save", tmp_path / "w")
+    assert told.exit_code == 2 and "already-exists" in told.stderr
 
 
 def test_what_is_missing_or_wrong_is_told(tmp_path: Path) -> None:
