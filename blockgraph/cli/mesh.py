@@ -179,17 +179,31 @@ def show_figures(figures: Figures) -> None:
 
 
 def show_check(checked: Checked) -> None:
-    """The compiled program held against the graph."""
-    from blockgraph.checks import causes, rows
+    """The compiled program held against the graph (docs/check.md)."""
+    from blockgraph.checks import rows, verdict
 
-    grid = screen.table(
-        "status", "how", "collective", "over", "runs", "bytes", "runs found", "bytes found", "note",
-        title="the compiled program against the graph", left=(0, 1, 2, 3, 8),
-    )  # fmt: skip
-    for r in rows(checked.comparison):
-        grid.add_row(*(screen.cell(screen.number(x) if isinstance(x, int) else x) for x in vars(r).values()))
-    screen.console().print(grid)
-    for cause in causes(checked.comparison):
-        screen.console().print(screen.cell(f"cause: {cause}"), style="dim")
+    console, found = screen.console(), rows(checked.comparison)
+    noted = [r for r in found if r.note]
+    if found:
+        columns = ("status", "collective", "over", "runs", "bytes", "runs found", "bytes found", "note")
+        grid = screen.table(*columns, title="the compiled program against the graph", left=(0, 1, 2))
+        for r in found:
+            status = f"{r.status}: {r.how}" if r.how else r.status
+            numbers = map(screen.number, (r.expected_runs, r.expected_bytes, r.found_runs, r.found_bytes))
+            mark = str(noted.index(r) + 1) if r in noted else ""
+            grid.add_row(*map(screen.cell, (status, r.kind, r.axes, *numbers, mark)))
+        console.print(grid)
+    causes: dict[str, list[str]] = {}
+    for n, r in enumerate(noted, 1):
+        causes.setdefault(r.cause or "not known", []).append(str(n))
+        where = f" (in {', '.join(r.paths)})" if r.paths else ""
+        console.print(screen.cell(f"{n}  {r.kind} over {r.axes}: {r.note}{where}"))
+    for cause, numbers in causes.items():
+        console.print(screen.cell(f"cause of {', '.join(numbers)}: {cause}"), style="dim")
+    good = checked.as_asked
+    console.print(screen.cell(verdict(checked.comparison)), style="green" if good else "yellow", soft_wrap=True)
     ratio = "not known" if checked.ratio is None else f"{checked.ratio:.4f}"
-    screen.console().print(f"FLOPs of products, found / asked for: {ratio}")
+    console.print(f"FLOPs of products, found / asked for: {ratio}")
+    for d in () if checked.same_flops else checked.by_path:
+        told = f"  {d.path}: {d.found:,.0f} / {d.expected:,.0f}" + (f": {d.cause}" if d.cause else "")
+        console.print(screen.cell(told), style="dim")
