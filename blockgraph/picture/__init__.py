@@ -27,6 +27,7 @@ from compiler.language.model import Model
 FORMATS = ("svg", "png")
 TIME_LIMIT = 60.0
 DPI = "144"
+MOST_DRAWN = 2000  # boxes that Graphviz is given: more take minutes
 MOST_BOXES = 40  # of a picture whose depth nobody said: more cannot be read
 
 
@@ -38,6 +39,11 @@ def draw(model: Model, out: str | Path, depth: int | None = None) -> Path:
     if kind not in FORMATS:
         raise BlockgraphError(Problem("unknown-format", f"{out.name}: a picture is .svg or .png", None, FORMATS))
     root, edges = _tree(model, depth)
+    boxes = sum(not item.is_cluster for item in root.walk())
+    if boxes > MOST_DRAWN:
+        message = f"the picture would have {boxes:,} boxes, and at most {MOST_DRAWN:,} are drawn"
+        mend = "a smaller --depth" if depth is not None and depth > 1 else "repeat: equal layers become one box"
+        raise BlockgraphError(Problem("picture-too-large", message, None, (), mend))
     text = dot(model.name, model.parameter_count(), root, edges).source
     command = [_binary(), f"-T{kind}", *([f"-Gdpi={DPI}"] if kind == "png" else [])]
     try:

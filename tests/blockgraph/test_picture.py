@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ def test_branches_meet_in_joins() -> None:
     (join,) = [n for n in made["nodes"] if n["kind"] == "join"]
     assert join["name"] == "+" and len([e for e in made["edges"] if e["to"] == join["id"]]) == 3
     assert [n["name"] for n in made["nodes"] if n["kind"] == "function"] == ["silu"]
+
+
+def test_a_long_chain_is_refused_at_once(tmp_path: Path) -> None:
+    nodes = "".join(f"  - {{linear: {{to: {64 + i}}}, name: l{i}}}\n" for i in range(2100))
+    model = loads(f"{DIMS}graph:\n  - embed\n{nodes}")
+    started = time.process_time()
+    with pytest.raises(BlockgraphError, match="would have 2,103 boxes, and at most 2,000"):
+        picture.draw(model, tmp_path / "x.svg")
+    assert time.process_time() - started < 10
 
 
 def test_depth_closes_blocks_without_losing_parameters() -> None:
