@@ -222,12 +222,13 @@ def generate(
     mesh: str | None = None,
     parallel: str | None = None,
     replicate: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> Iterator[Piece]:
     """Continues prompts, a piece a token. ``weights``: a .gguf or .safetensors file or a folder of shards; the
     tokenizer comes from it, or from the tokenizer.json beside it, unless given. Greedy at temperature 0.
     ``parallel`` and ``mesh`` divide the work over this machine's devices; each process then reads only the weights
-    that its own devices hold."""
+    that its own devices hold. ``progress``: told bytes read and in all, and the name of what follows, until the
+    first piece."""
     from runtime.generate import generate as run
     from runtime.memory import require_session
     from runtime.sample import Sampling
@@ -255,8 +256,9 @@ def generate(
         arrays = Onto(model, Path(weights), progress)
         rows = arrays.rows
     for t in run(
-        model, arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=rows.get("vocab"), place=place
-    ):
+        model, arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=rows.get("vocab"), place=place,
+        progress=progress,
+    ):  # fmt: skip
         text = "" if t.id < 0 else decoders[t.row].push(t.id)
         yield Piece(t.row, t.id, text + (decoders[t.row].flush() if t.done else ""), t.done)
 

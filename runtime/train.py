@@ -47,7 +47,7 @@ class Step:
     """What one step said. ``loss``: mean next-token cross-entropy in nats, before the update, plus the further terms
     that the model has; ``terms``: these and the cross-entropy by name, none where it is alone; ``gradient_norm``:
     before clipping; ``tokens_per_s``: of all devices together, of this step; ``seconds``: with the transfer of the
-    batch."""
+    batch, without compiling."""
 
     step: int  # from 1
     loss: float
@@ -133,15 +133,15 @@ class Trainer:
 
     def step(self, tokens: np.ndarray, rate: float, lengths: np.ndarray | None = None) -> Step:
         """One update on tokens [batch, length]. ``lengths`` [batch]: real tokens of each row, all unless given."""
-        started = time.perf_counter()
         rows, length = tokens.shape
         given = {
             self.inputs[0]: tokens, self.inputs[1]: np.full(rows, length) if lengths is None else lengths,
             "learning_rate": np.float32(rate),
         }  # fmt: skip
         with memory.told(self.model.name):
+            self._step = self._step or self._compiled(self._placed(given))
+            started = time.perf_counter()
             placed = self._placed(given)
-            self._step = self._step or self._compiled(placed)
             out, self.params, self.state = self._step(self.params, self.state, placed)
         said = {name: float(np.asarray(value)) for name, value in out.items()}
         loss, norm = said.pop("loss"), said.pop("gradient_norm")

@@ -144,7 +144,7 @@ def compile_(
              "accumulate": accumulate, "clip": clip, "loss_chunk": loss_chunk}  # fmt: skip
     training = check_training(named or "decode", asked)
     place = folder(out) if out is not None else None
-    with Progress(quiet=as_json) as progress:
+    with Progress(quiet=as_json, about=f"{model.name} for {target}") as progress:
         compiled = api.compile(
             model, target, phase=named, batch=batch, length=length, chunk=chunk, mesh=mesh, parallel=parallel,
             shard=tuple(shard or ()), replicate=tuple(replicate or ()), slices=slices, schedule=schedule,

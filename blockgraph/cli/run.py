@@ -58,7 +58,7 @@ def generate(
         device.prepare()
         if group.first:
             options.warn(model, as_json)
-        with Progress("loading weights", quiet=as_json or not group.first) as progress:
+        with Progress("loading weights", as_json or not group.first, model.name) as progress:
             pieces = api.generate(
                 model,
                 weights,
@@ -208,7 +208,7 @@ def trace(
     call = api.trace_inputs(model, ids, inputs, given, seed)
     options.warn(model, as_json)
     device.prepare()
-    with Progress("tracing", quiet=as_json):
+    with Progress("tracing", as_json, model.name):
         records, first = api.trace(model, weights, seed=random or 0, inputs=call.arrays, sizes=call.sizes,
                                    reference=reference, tolerance=tolerance, out=out)  # fmt: skip
     if call.drawn and not as_json:
@@ -300,7 +300,7 @@ def export(
         )
     import blockgraph.api as api
 
-    with Progress("converting", quiet=as_json) as progress:
+    with Progress("converting", as_json, model.name) as progress:
         files = within(api.export(model, weights, place, format=format_, progress=progress), place)
     sizes = {str(f): f.stat().st_size for f in files}
     if as_json:

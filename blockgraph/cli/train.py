@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.train import Step
 
 SHOWN = 20  # lines of a run, about
+LONGEST = 10.0  # seconds without a line
 
 
 def train(
@@ -85,7 +87,7 @@ def train(
     with processes.joined(distributed, coordinator, process_count, process_id, patience) as group:
         if group.first:
             options.warn(model, as_json)
-        with Progress("starting", quiet=as_json or not group.first) as progress:
+        with Progress("starting", as_json or not group.first, model.name) as progress:
             run = training.prepare(
                 model, steps=steps, text=text, synthetic=synthetic, tokenizer=tokenizer, batch=batch, length=length,
                 lr=lr, warmup=warmup, seed=seed, weights=weights, training=asked, mesh=mesh, parallel=parallel,
@@ -117,7 +119,8 @@ def _show(run: Run, said: Iterator[Step], steps: int, as_json: bool) -> list[Ste
     if not as_json:
         for note in run.notes:
             screen.console(stderr=True).print(screen.cell(f"note: {note}"), style="dim", soft_wrap=True)
-    every, shown = max(1, -(-steps // SHOWN)), []
+    every, last = max(1, -(-steps // SHOWN)), time.monotonic()
+    shown: list[Step] = []
     with _Bar(steps, quiet=as_json) as bar:
         for step in said:
             shown.append(step)
@@ -125,8 +128,12 @@ def _show(run: Run, said: Iterator[Step], steps: int, as_json: bool) -> list[Ste
                 _line(step.as_json())
                 continue
             bar.show(step)
-            if step.step == 1 or step.step % every == 0 or step.step == steps:
+            if step.step == 1 and run.trainer.compile_seconds is not None:
+                bar.print(f"compiled in {run.trainer.compile_seconds:.1f} s")
+            late = time.monotonic() - last > LONGEST
+            if late or step.step == 1 or step.step % every == 0 or step.step == steps:
                 bar.print(_text(step))
+                last = time.monotonic()
     return shown
 
 
@@ -141,9 +148,9 @@ def _end(run: Run, shown: list[Step], saved: Path | None, as_json: bool) -> None
     if as_json:
         _line(whole)
         return
-    text = f"{model.name} on {run.devices} of {run.target}: loss {shown[0].loss:.4f} → {shown[-1].loss:.4f}"
-    tail = f"{rate:,.0f} tokens/s; the first step with compiling took {shown[0].seconds:.1f} s"
-    screen.console().print(screen.cell(f"{text}, {tail}"), soft_wrap=True)
+    many = "1 device" if run.devices == 1 else f"{run.devices:,} devices"
+    text = f"{model.name} on {many} ({run.target.text}): loss {shown[0].loss:.4f} → {shown[-1].loss:.4f}"
+    screen.console().print(screen.cell(f"{text}, {rate:,.0f} tokens/s"), soft_wrap=True)
     if saved is not None:
         screen.console().print(screen.cell(f"{saved}: the weights (generate --weights {saved})"), soft_wrap=True)
 
