@@ -16,6 +16,7 @@ from compiler.errors import BlockgraphError, Problem
 from compiler.parallel.build import Built
 from compiler.targets.result import Result
 
+Key = tuple[str, str, str, str, str, str]  # status, how, kind, axes, note, cause
 NOTES = {
     "missing": "nothing in the program answers to it: left out, or so changed that it is not known again",
     "extra": "nobody asked for it: the compiler's own",
@@ -114,19 +115,21 @@ class Row:
 
 def rows(comparison: Comparison) -> list[Row]:
     """The matches by status, normalisation, kind and axes; what is changed, missing or extra by note and cause too."""
-    sums: dict[tuple[str, ...], list[int]] = {}
-    places: dict[tuple[str, ...], list[str]] = {}
+    sums: dict[Key, list[int]] = {}
+    places: dict[Key, list[str]] = {}
     for m in comparison.matches:
         first: Any = m.expected[0] if m.expected else m.found[0]
         key, numbers = _key(m, first), _numbers(m)
         sums[key] = [a + b for a, b in zip(sums.get(key, [0, 0, 0, 0]), numbers, strict=True)]
         places.setdefault(key, []).append(_short(first.path))
-    made = [Row(cast(Status, k[0]), k[1], k[2], k[3], *n, k[4], k[5], tuple(dict.fromkeys(filter(None, places[k]))))
-            for k, n in sums.items()]  # fmt: skip
+    made = []
+    for (status, how, kind, axes, note, cause), n in sums.items():
+        paths = tuple(dict.fromkeys(filter(None, places[status, how, kind, axes, note, cause])))
+        made.append(Row(cast(Status, status), how, kind, axes, n[0], n[1], n[2], n[3], note, cause, paths))
     return sorted(made, key=lambda row: (STATUSES.index(row.status), row.kind, row.axes))
 
 
-def _key(m: Match, first: Any) -> tuple[str, ...]:
+def _key(m: Match, first: Any) -> Key:
     axes = "no mesh axes" if first.axes is None else "+".join(first.axes)
     note = "" if m.status in ("equal", "normalised") else m.note or NOTES.get(m.status, "")
     return m.status, ", ".join(m.how), first.kind, axes, note, m.cause

@@ -198,8 +198,8 @@ def show_check(checked: Checked) -> None:
         causes.setdefault(r.cause or "not known", []).append(str(n))
         where = f" (in {', '.join(r.paths)})" if r.paths else ""
         console.print(screen.cell(f"{n}  {r.kind} over {r.axes}: {r.note}{where}"))
-    for cause, numbers in causes.items():
-        console.print(screen.cell(f"cause of {', '.join(numbers)}: {cause}"), style="dim")
+    for cause, marks in causes.items():
+        console.print(screen.cell(f"cause of {', '.join(marks)}: {cause}"), style="dim")
     good = checked.as_asked
     console.print(screen.cell(verdict(checked.comparison)), style="green" if good else "yellow", soft_wrap=True)
     ratio = "not known" if checked.ratio is None else f"{checked.ratio:.4f}"
