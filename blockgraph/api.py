@@ -81,6 +81,9 @@ class Compiled:
 
 def check_size(name: str, value: int, least: int = 1) -> int:
     """A size given by the user. Raises BlockgraphError naming it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        message = f"{name} = {value!r}: takes a whole number"
+        raise BlockgraphError(Problem("bad-size", message, None, (f"{least} to {LARGEST:,}",)))
     if not least <= value <= LARGEST:
         raise BlockgraphError(Problem("out-of-range", f"{name} = {value}", None, (f"{least} to {LARGEST:,}",)))
     return value
@@ -234,12 +237,19 @@ def generate(
     from runtime.sample import Sampling
     from runtime.text.tokenizer import tokenizer as read_tokenizer
     from runtime.weights.load import load as read_weights
+    from runtime.weights.source import check_there
 
     model = load(model) if isinstance(model, str) else model
     check_size("max_tokens", max_tokens)
     sampling = Sampling(temperature, top_p, top_k, seed)
+    check_there(Path(weights))
     words = read_tokenizer(tokenizer_file(Path(weights), tokenizer))
     ids = [words.chat([{"role": "user", "content": p}]) if chat else words.encode(p) for p in prompts]
+    for row, prompt in enumerate(prompts):
+        if not ids[row]:
+            which = f"prompt {row + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
+            message = f"{which}, {prompt!r}, is no token, and there is nothing to continue"
+            raise BlockgraphError(Problem("empty-prompt", message))
     stop = set(words.stops)
     decoders = [words.stream() for _ in prompts]
     from blockgraph import training

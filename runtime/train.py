@@ -75,12 +75,13 @@ class Trainer:
         if asked.phase != TRAIN:
             raise BlockgraphError(Problem("bad-option", f"a trainer runs {TRAIN}, not {asked.phase}"))
         self.model, self.asked = model, asked
+        _check_inputs(model)
         if progress:
             progress("building the step")
         made = program_of(build(model, asked, target, wires), TRAIN, jax.devices())
         assert isinstance(made, TrainingStep)
         self.program = made
-        self.inputs = _inputs(model, made)
+        self.inputs = str(model.streaming_input), "seq_lengths"
         self.where: dict[str, Any] = dict(made.shardings())
         labels = [k for k in model.parameters if k in made.parameters]
         self._start = lambda labels, where: _arrays(model, labels, where, weights, seed)
@@ -178,11 +179,9 @@ def _arrays(
     return placed.arrays, placed.rows
 
 
-def _inputs(model: Model, made: TrainingStep) -> tuple[str, str]:
-    """The names of the tokens and of their lengths. Raises for a model that also reads something else."""
-    tokens = str(model.streaming_input)
-    left = [k for k in made.inputs if k not in (tokens, "learning_rate", "seq_lengths")]
-    if left:
-        message = f"{model.name} also reads {', '.join(left)}: only models of tokens are trained from here"
+def _check_inputs(model: Model) -> None:
+    """Raises for a model that reads something else than one stream of tokens."""
+    others = [name for name in model.spec.inputs if name != model.streaming_input]
+    if others:
+        message = f"{model.name} reads {', '.join(others)}: only models that read nothing but tokens are trained here"
         raise BlockgraphError(Problem("missing-input", message))
-    return tokens, "seq_lengths"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+from compiler.errors import Problem, nearest
 
 TRAIN = "train"  # a training step: forward, backward and update in one call; no phase of inference
 VERIFIED = 5  # tokens of a verify call unless said otherwise: four drafted and one more
@@ -14,6 +16,19 @@ def sizes_for(
     """Numbers for the symbols: ``seq`` is the positions of one call, ``capacity`` the longest sequence."""
     seq = {"decode": 1, "verify": chunk or VERIFIED, "commit": chunk or VERIFIED}.get(phase, chunk or length)
     return {"batch": batch, "seq": min(seq, length), "capacity": length, **(sizes or {})}
+
+
+def missing_size(names: Sequence[str], instead: str = "") -> Problem:
+    """Variable axes that a call needs sizes for. ``instead``: what else would say them."""
+    mend = f"--size {names[0]}=16" + (f", or {instead}" if instead else "")
+    return Problem("missing-size", f"the model needs a size for {', '.join(names)}", None, (), mend)
+
+
+def unknown_size(name: str, known: Iterable[str]) -> Problem:
+    """A size for what is no variable axis of the model."""
+    axes = tuple(sorted(known))
+    message = f"the model has no variable axis {name}" + ("" if axes else ", only batch and length")
+    return Problem("unknown-size", message, None, axes, nearest(name, axes))
 
 
 def whole_prompt(phase: str, sizes: Mapping[str, int]) -> bool:
