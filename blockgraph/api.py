@@ -14,6 +14,7 @@ from compiler.language.load import shipped
 from compiler.language.model import Model, load
 from compiler.language.model import loads as loads
 from compiler.parallel.request import Training as Training
+from compiler.passes.call import check_chunk
 from costmodel.calls import BATCH, LENGTH, phase_of
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def compile(
     check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
     asked = compiling.parallel_of(parallel, mesh, shard, replicate, slices, found, schedule, microbatches, rounds)
     phase, note = phase_of(model, phase)
+    check_chunk(phase, length, chunk)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), logits, training or Training(), asked)
     notes = (*model.notes, *((note,) if note is not None else ()))
     return compiling.run(model, request, found, out, check, time_limit, export, progress, notes)
@@ -172,6 +174,7 @@ def explain(
     found = meshes.place(target, chips, mesh, slices)
     asked = meshes.parallel_of(parallel, mesh, shard, replicate, slices, found, schedule, microbatches, rounds)
     phase, _ = phase_of(model, phase)
+    check_chunk(phase, length, chunk)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), None, training or Training(), asked)
     return meshes.explain(model, request, found)
 

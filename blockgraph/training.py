@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,8 @@ def prepare(
     from runtime import device
 
     data(text, synthetic)
+    if not (math.isfinite(lr) and lr >= 0):
+        raise BlockgraphError(Problem("out-of-range", f"lr = {lr}: takes a finite number of 0 or more"))
     device.prepare()
     from runtime import batches
     from runtime.session import rows_of

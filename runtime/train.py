@@ -153,13 +153,14 @@ class Trainer:
 
     def run(self, batches: Batches, steps: int, rate: float, warmup: int = 0) -> Iterator[Step]:
         """So many steps. The learning rate rises in equal parts over ``warmup`` steps and then stays. Raises Diverged
-        after the step whose loss is no number."""
+        after the step whose loss, or whose gradient, is no number."""
         for _ in range(steps):
             share = min(1.0, (self.count + 1) / warmup) if warmup else 1.0
             said = self.step(batches(self.count), rate * share)
             yield said
-            if not np.isfinite(said.loss):
-                message = f"the loss of step {said.step} is {said.loss}"
+            what, value = ("loss", said.loss) if not np.isfinite(said.loss) else ("gradient's norm", said.gradient_norm)
+            if not np.isfinite(value):
+                message = f"the {what} of step {said.step} is {value}"
                 raise Diverged(Problem("diverged", message, None, (), "a lower --lr, or a longer --warmup"))
 
     def _placed(self, given: dict[str, Any]) -> dict[str, Any]:

@@ -178,9 +178,10 @@ def print_graph(
 ) -> None:
     """Prints the op graph of a phase after a pass. ``call``: batch, length, chunk."""
     import blockgraph.inspect as inspect
-    from compiler.passes.call import sizes_for
+    from compiler.passes.call import check_chunk, sizes_for
 
     inspect.check_sizes(model, given)
+    check_chunk(phase, *call[1:])
     made = inspect.after(model, name, phase, sizes_for(phase, *call, given), platform)
     if as_json:
         screen.print_json({"model": model.name, "phase": phase, "pass": name, "graph": list(made.lines())})

@@ -130,7 +130,8 @@ def _unused_dims(raw: YMap, scope: Scope) -> list[str]:
     are no slips of the pen."""
     words = set(re.findall(r"\w+", str(raw.get("weights"))))
     found = []
-    for name in raw.get("dims") or ():
+    table = raw.get("dims")
+    for name in table if isinstance(table, YMap) else ():
         if name not in scope.read | Dim.known | words:
             near = nearest(name, sorted(scope.read | Dim.known))
             found.append(f"nothing uses the dim {name}" + (f": did you mean {near}?" if near else ""))

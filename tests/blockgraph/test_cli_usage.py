@@ -23,6 +23,7 @@ from tests.blockgraph.test_picture import TWO_INPUTS
         (("show",), "missing-option", "SPEC", None),
         (("simulate", "gemma2-9b", "--batch", "x"), "bad-option", "--batch", None),
         (("compile", "gemma2-9b", "--phase", "sideways"), "bad-option", "'verify'", None),
+        (("train", "gemma2-2b", "--synthetic", "--lr", "inf"), "out-of-range", "--lr inf", None),
         (("shwo", "gemma2-9b"), "unknown-command", "no command is called shwo", "show"),
     ],
 )

@@ -77,8 +77,22 @@ def test_accumulating_changes_no_loss_and_a_warm_up_begins_low(tmp_path: Path) -
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     from compiler.parallel.request import Training
 
-    with pytest.raises(Diverged, match="the loss of step"):
+    with pytest.raises(Diverged, match=r"the loss of step|the gradient's norm of step"):
         losses(tmp_path, lr=1e38, training=Training(optimiser="sgd", clip=None))
+    with pytest.raises(BlockgraphError, match="lr = inf: takes a finite number"):
+        losses(tmp_path, lr=float("inf"))
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime.train import Step, Trainer
+
+    _, text = write(tmp_path)
+    made = training.prepare(loads(SPEC), steps=3, text=text, batch=2, length=8)
+    monkeypatch.setattr(Trainer, "step", lambda *_: Step(1, 5.0, float("nan"), 1e-3, 1.0, 1.0))
+    steps = made.steps()
+    assert next(steps).loss == 5.0
+    with pytest.raises(Diverged, match="the gradient's norm of step 1 is nan"):
+        next(steps)
 
 
 def test_the_command_prints_a_line_for_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
