@@ -152,6 +152,11 @@ def summary(model: Model, context: int = CONTEXT, sizes: Mapping[str, int] | Non
     }  # fmt: skip
 
 
+def runs(found: Mapping[str, bool]) -> str:
+    """The phases that run, in words."""
+    return ", ".join(name for name, can in found.items() if can)
+
+
 def phases(model: Model) -> dict[str, bool]:
     """Which phases the model can run. A model that only runs forward has its reason in ``state``."""
     streams = _streams(model) is None

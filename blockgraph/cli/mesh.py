@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from blockgraph.checks import Checked
     from blockgraph.meshes import Figures
 
+DEFAULT = " (default: decode; forward for a model that has none)"
 MESH, TRAINING = "Options of a mesh", "Options of a training step"
 
 Mesh = Annotated[
@@ -94,7 +95,7 @@ def explain(
         str | None, typer.Option("--target", metavar="TARGET", help="A machine, whose links are told then.")
     ] = None,
     chips: Annotated[int | None, typer.Option("--chips", min=1, help="Devices of no machine in particular.")] = None,
-    phase: Annotated[Call | None, typer.Option("--phase", help="The program to explain.")] = None,
+    phase: Annotated[Call | None, typer.Option("--phase", help=f"The program to explain{DEFAULT}.")] = None,
     batch: Batch = BATCH,
     length: Length = LENGTH,
     shard: Shard = None,
@@ -145,7 +146,7 @@ def _show_explained(found: dict[str, Any]) -> None:
             sent = units.traffic_text(m["sent"])
             told = f"  {m['kind']} over {'+'.join(m['axes'])} x {m['times']:,}: a device sends {sent} each: {m['why']}"
             console.print(screen.cell(told), style="cyan", soft_wrap=True)
-    console.print(moving(found["collectives"]))
+    console.print(moving(found["collectives"]) if found["collectives"] else "nothing moves between devices")
     for note in found["notes"]:
         console.print(screen.cell(f"note: {note}"), style="dim")
 
@@ -173,7 +174,8 @@ def show_figures(figures: Figures) -> None:
     layers = " · ".join(f"{k} {units.flop_text(v)}" for k, v in told["flops_per_layer"].items())
     rows.append(("products", f"{units.flop_text(told['flops_per_device'])} a device and call; one layer: {layers}"))
     console.print(screen.facts(rows))
-    console.print(moving(told["collectives"]))
+    if told["collectives"]:
+        console.print(moving(told["collectives"]))
     for note in told["notes"]:
         console.print(screen.cell(f"note: {note}"), style="dim")
 
