@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from blockgraph.cli import bring, build, draw, launch, look, mesh, run, train
+from blockgraph.cli.group import Group
 from blockgraph.cli.guard import guarded
 
 HELP = (
@@ -18,6 +19,7 @@ HELP = (
 
 app = typer.Typer(
     name="blockgraph",
+    cls=Group,
     help=HELP,
     no_args_is_help=True,
     add_completion=False,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import Problems
+from compiler.errors import Problems, nearest
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph, Value
 from compiler.graph.sizes import BATCH, SEQ, Size, SizeLike
@@ -18,6 +19,7 @@ from compiler.language import checks
 from compiler.language import load as loading
 from compiler.language.elaborate import Enough, chain
 from compiler.language.env import Env, Policy, Weights, input_leaf
+from compiler.language.fields import Dim
 from compiler.language.frame import Frame
 from compiler.language.load import Document
 from compiler.language.scope import FAILED, Fault, Scope, Told, Word, shown
@@ -109,7 +111,7 @@ def build(document: Document) -> Model:
     whole = b.finish([*((n, v) for n, v in outputs if v is not None), *((LOSS + n, v) for n, v in b.losses.items())])
     graph = prune(dataclasses.replace(whole, outputs=whole.outputs[: len(outputs)])) if b.losses else whole
     leaves = {label: (weights.ops[label], v.type) for label, v in weights.leaves.items()}
-    warnings = (*([b.unrolled] if b.unrolled else []), *unused)
+    warnings = (*([b.unrolled] if b.unrolled else []), *unused, *_unused_dims(raw, scope))
     return Model(
         document,
         graph,
@@ -121,6 +123,23 @@ def build(document: Document) -> Model:
         warnings,
         whole if b.losses else None,
     )
+
+
+def _unused_dims(raw: YMap, scope: Scope) -> list[str]:
+    """A warning for each dim that nothing reads, the mapping of its weights included; names that block kinds know
+    are no slips of the pen."""
+    words = set(re.findall(r"\w+", str(raw.get("weights"))))
+    found = []
+    table = raw.get("dims")
+    for name in table if isinstance(table, YMap) else ():
+        if name not in scope.read | Dim.known | words:
+            near = nearest(name, sorted(scope.read | Dim.known))
+            found.append(f"nothing uses the dim {name}" + (f": did you mean {near}?" if near else ""))
+    return found
+
+
+def _axis(name: str, scope: Scope) -> SizeLike:
+    return scope.dim(name) if name in scope.dims else Size.symbol(name)
 
 
 def _scope(spec: Spec, raw: YMap, problems: Problems) -> Scope:
@@ -178,7 +197,7 @@ def _inputs(spec: Spec, raw: YMap, scope: Scope, b: Builder) -> dict[str, Value]
             elif i.kind == "count":
                 pairs = [("batch", BATCH)]
             elif i.kind in ("features", "tokens"):
-                pairs = [("batch", BATCH), *((a, scope.dims.get(a, Size.symbol(a))) for a in i.axes or [])]
+                pairs = [("batch", BATCH), *((a, _axis(a, scope)) for a in i.axes or [])]
             else:
                 pairs = [("batch", BATCH), *_pictures(i, scope)]
         except (Fault, Told) as e:
