@@ -135,6 +135,7 @@ def compile_(
     from blockgraph.cli.files import folder
     from blockgraph.cli.progress import Progress
     from blockgraph.meshes import check_training
+    from costmodel import units
 
     options.warn(model, as_json)
     named = phase.value if phase is not None else None
@@ -160,7 +161,9 @@ def compile_(
         if compiled.checked is not None:
             mesh_options.show_check(compiled.checked)
         for setting in compiled.settings:
-            screen.console().print(screen.cell(f"would fit, by our estimate: {setting.options}"))
+            word = "would fit" if setting.fits else "would need less"
+            about = units.memory_text(setting.needed_bytes)
+            screen.console().print(screen.cell(f"{word}, by our estimate ({about} a device): {setting.options}"))
     if not result.accepted:
         raise typer.Exit(REFUSED)
 
