@@ -117,6 +117,7 @@ class Rows:
     prefix: Array | None = None
     lengths: Array | None = None
     bias: Reader | None = None
+    segments: tuple[Array, Array] | None = None  # numbers of this call's queries and keys [b, t], [b, s]
 
     def own(self, op: _Attention, index: Array) -> Array:
         """Where entries of this call lie: [n] counted from its first where only distances matter, else [b, n]."""
@@ -145,6 +146,11 @@ class Rows:
         """The same of this call's own keys, by places in it; -1 for none."""
         at = jnp.where(keys >= 0, self.own(op, keys), -1)
         seen = self.sees(op, self.own(op, op.offset + queries), at)
+        if self.segments is not None:
+            mine, theirs = (
+                jnp.take(x, i, axis=1, mode="clip") for x, i in zip(self.segments, (queries, keys), strict=True)
+            )
+            seen = seen & by_row(mine[:, :, None] == theirs[:, None])
         return seen if self.lengths is None else seen & by_row((keys < self.lengths[:, None])[:, None])
 
     def biased(self, scores: Array, tile: Tile) -> Array:
@@ -303,18 +309,22 @@ def rows_of(
     values = node.operands[first:]
     sizes = tuple(q.shape[node.operands[0].axes.index(a)] for a in batch)
 
-    def row(name: str) -> Array | None:
+    def row(name: str, *inner: str) -> Array | None:
         x, value = op.given(rest).get(name), op.given(values).get(name)
         if x is None or value is None:
             return None
-        return jnp.broadcast_to(align(x, value.axes, batch), sizes).reshape(-1)
+        x = align(x, value.axes, (*batch, *inner))
+        own = x.shape[len(batch) :]
+        return jnp.broadcast_to(x, (*sizes, *own)).reshape(-1, *own)
 
     tiles = op.implementation == "blocked"
     block = BLOCK if tiles else max(ql.shape[1], kl.shape[2])
     precision = ctx.precision(jnp.float32 if q.dtype == jnp.float32 else q.dtype)
     at = Laid(batch, sizes, ql.shape[2], ql.shape[3], block, precision, start is not None and not tiles)
     arrays = [*ctx.factors(*rest[: len(op.bias.operands)]), *rest[len(op.bias.operands) :]] if op.bias else rest
-    return Rows(start, row("prefix"), row("lengths"), reader(op, values, arrays, at))
+    numbers = [row("query_segments", op.queries), row("key_segments", op.keys)] if op.segments else []
+    segments: Any = tuple(numbers) or None
+    return Rows(start, row("prefix"), row("lengths"), reader(op, values, arrays, at), segments)
 
 
 def unfinished(rows: Rows, queries: int) -> Array | None:

@@ -29,7 +29,8 @@ BLOCK = 512  # queries and keys of one tile of blocked attention
 class _Attention(Op):
     """Shared attributes. q [batch, queries, heads, head_dim]; k [batch, keys, kv_heads, head_dim];
     v [batch, keys, kv_heads, value]. Heads are grouped: head h reads kv head h * kv_heads // heads. Further operands
-    in this order: those of the bias, ``prefix`` [batch] where there is one, and ``lengths`` [batch]."""
+    in this order: those of the bias, ``prefix`` [batch] where there is one, ``query_segments`` and ``key_segments``
+    where there are segments, and ``lengths`` [batch]; each may have further batch axes."""
 
     queries: str = "seq"
     keys: str = "seq"
@@ -38,6 +39,7 @@ class _Attention(Op):
     offset: int = 0  # positions by which this call's keys lie before its queries
     chunk: int | None = None  # a query sees the keys of its own chunk of so many positions only
     prefix: bool = False  # keys at positions below ``prefix`` are seen by all queries (prefix LM, arXiv:1910.10683)
+    segments: bool = False  # a query sees keys of its own number only: [batch, queries] and [batch, keys], int32
     bias: Bias | None = None  # what is added to the scores
     scale: float = 1.0
     softcap: float | None = None
@@ -50,8 +52,9 @@ class _Attention(Op):
 
     def given(self, rest: Sequence[Any]) -> dict[str, Any]:
         """Operands behind the usual ones, by name."""
-        names = [*(self.bias.operands if self.bias else ()), *(["prefix"] if self.prefix else []), "lengths"]
-        return dict(zip(names, rest, strict=False))
+        names = [*(self.bias.operands if self.bias else ()), *(["prefix"] if self.prefix else [])]
+        names += ["query_segments", "key_segments"] if self.segments else []
+        return dict(zip([*names, "lengths"], rest, strict=False))
 
     def attributes(self) -> dict[str, Any]:
         """Those that all attention ops have."""
@@ -68,6 +71,8 @@ class _Attention(Op):
             self.bias.check(self, q, k, self.given(rest))
         if self.prefix and (not self.causal or self.window or self.chunk):
             raise TypeProblem("axis-mismatch", "a prefix is for causal attention without a window or chunks")
+        if self.segments:
+            self._check_segments(q, k, self.given(rest))
         heads, kv = q.size(self.heads), k.size(self.kv_heads)
         if heads.constant % kv.constant:
             raise TypeProblem("indivisible", f"{heads} query heads do not divide into {kv} key-value heads")
@@ -82,12 +87,23 @@ class _Attention(Op):
             raise TypeProblem("axis-mismatch", f"queries {q} and keys {k} have other batch axes")
         return TensorType.make([*q.drop(self.dim).pairs, (v.axes[-1], v.sizes[-1])], q.dtype)
 
+    def _check_segments(self, q: TensorType, k: TensorType, given: Mapping[str, TensorType]) -> None:
+        for name, axis, of, inner in (
+            ("query_segments", self.queries, q, (self.heads, self.dim)),
+            ("key_segments", self.keys, k, (self.kv_heads, self.dim)),
+        ):
+            t, allowed = given[name], set(of.axes) - set(inner)
+            if axis not in t.axes or not set(t.axes) <= allowed or t.size(axis) != of.size(axis):
+                raise TypeProblem("axis-mismatch", f"{name.replace('_', ' ')} {t} are not of {of}: [batch {axis}]")
+            if not t.dtype.startswith("int"):
+                raise TypeProblem("dtype-mismatch", f"{name.replace('_', ' ')} are whole numbers, found {t.dtype}")
+
     def _scores(self, q: TensorType, k: TensorType, v: TensorType, keys: Size) -> Cost:
         """Cost of the score matrix against ``keys`` keys a query and of the weighted sum."""
         scores = q.drop(self.dim).elements * keys
         return Cost(
             matrix=scores * (q.size(self.dim) + v.sizes[-1]) * 2,
-            vector=scores * SCORE_FLOPS,
+            vector=scores * (SCORE_FLOPS + self.segments),
             transcendental=scores * (2 if self.softcap else 1),
         )
 
@@ -130,7 +146,8 @@ class _Attention(Op):
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.keys == self.queries:  # a window that looks both ways is not done across shards
-            return Role.ACROSS if not self.by_position and (self.causal or self.window is None) else Role.WHOLE
+            apart = not self.by_position and not self.segments and (self.causal or self.window is None)
+            return Role.ACROSS if apart else Role.WHOLE
         own = self.bias.whole if self.bias else ()
         whole = (self.keys, self.dim, ins[2].axes[-1], "slots", "slot_rows", "lanes", *own)
         return Role.WHOLE if axis in whole else Role.PARALLEL
@@ -182,7 +199,8 @@ class Attend(_Attention):
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         if axis == self.keys:
-            streams = self.causal and self.queries == self.keys and not isinstance(self.bias, Dense)
+            known = not isinstance(self.bias, Dense) and not self.segments  # of what lies in a cache
+            streams = self.causal and self.queries == self.keys and known
             return Along.STATEFUL if streams else Along.LOOKAHEAD
         if axis == self.queries:  # counted from the first query of a call, which is not where the sequence begins
             fixed = self.window is None and (not self.by_position or isinstance(self.bias, Dense))
@@ -308,7 +326,7 @@ class AttendGradient(_Attention):
             forward, bias = self._scores(tile, k, v, pairs), self._biased(tile, pairs, BLOCK, back=True)
         scores = Size.of(1) * forward.vector
         per_score = (q.size(self.dim) * (2 if self.shared else 3) + v.sizes[-1] * 2) * 2
-        products = (scores // SCORE_FLOPS) * per_score
+        products = (scores // (SCORE_FLOPS + self.segments)) * per_score
         return moved(ins, outs) + bias + Cost(products, scores * 2, forward.transcendental)
 
     def gradient(
@@ -335,14 +353,19 @@ def attend(
     given: Mapping[str, Value] | None = None,
     added: Value | None = None,
     prefix: Value | None = None,
+    query_segments: Value | None = None,
+    key_segments: Value | None = None,
     lengths: Value | None = None,
     sinks: Value | None = None,
 ) -> Value:
     """Scaled dot-product attention; scale defaults to head_dim ** -0.5. Grouped and multi-query by sizes. ``chunk``: a
     query sees its own chunk of so many positions. ``bias``: what positions add to the scores, from the operands
     ``given`` by name; ``added``: any numbers, [heads queries keys] or fewer of these axes (and batch), where the keys'
-    axis has another name than the queries'. ``prefix`` [batch]: keys before it are seen by all queries. ``sinks``
-    [heads]: logits of one key more, whose value is 0 (arXiv:2309.17453; gpt-oss)."""
+    axis has another name than the queries'. ``prefix`` [batch]: keys before it are seen by all queries.
+    ``query_segments`` and ``key_segments``: whole numbers [batch queries] and [batch keys] or [keys]; a query sees keys
+    of its own number (packed sequences; the images of a text), and gives 0 where there are none. ``lengths`` [batch]:
+    keys from there on are not seen. ``sinks`` [heads]: logits of one key more, whose value is 0 (arXiv:2309.17453;
+    gpt-oss)."""
     dim = q.axes[-1]
     if added is not None:
         others = [a for a in added.axes if a not in ("batch", "heads", queries)]
@@ -352,9 +375,13 @@ def attend(
         bias, given = Dense(*others), {"added": added}
     if scale is None:
         scale = float(q.type.size(dim).constant) ** -0.5
+    if (query_segments is None) != (key_segments is None):
+        raise TypeProblem("axis-mismatch", "segments are numbers of queries and of keys, found one of them")
+    segments = [b.cast(v, "int32") for v in (query_segments, key_segments) if v is not None]
     op = Attend(queries, keys, bool(causal), window, scale=float(scale), softcap=softcap, dim=dim, chunk=chunk,
-                prefix=prefix is not None, bias=bias)  # fmt: skip
-    rest = [*((given or {})[n] for n in (bias.operands if bias else ())), prefix, lengths]
+                prefix=prefix is not None, segments=bool(segments), bias=bias)  # fmt: skip
+    lengths = None if lengths is None else b.cast(lengths, "int32")
+    rest = [*((given or {})[n] for n in (bias.operands if bias else ())), prefix, *segments, lengths]
     out, sums = b.apply(op, q, k, v, *(v for v in rest if v is not None))
     if sinks is None:
         return out
