@@ -64,10 +64,12 @@ class Attention(Block):
     ``causal: false`` on both sides); ``softcap`` on the scores;
     `from: {context: name}` takes keys and values from another value (cross-attention, not causal). Further ports:
     ``table`` of `position: buckets`; ``added``, numbers [heads queries keys] or fewer of these axes that are added to
-    the scores; ``prefix``, an input of kind count: so many first positions are seen by all (prefix LM)."""
+    the scores; ``prefix``, an input of kind count: so many first positions are seen by all (prefix LM). Of a context:
+    ``entry``, a number for each query [batch seq]: it sees that entry of the context's first axis, counted from 1, and
+    0 is none; ``lengths`` [batch]: how many of its keys count."""
 
     kind: ClassVar[str] = "attention"
-    ports: ClassVar[tuple[str, ...]] = ("context", "table", "added", "prefix")
+    ports: ClassVar[tuple[str, ...]] = ("context", "table", "added", "prefix", "entry", "lengths")
     heads: Annotated[Count, Dim("heads")]
     kv_heads: Annotated[Count, Dim("kv_heads")]
     head_dim: Annotated[Count, Dim("head_dim")]
@@ -93,8 +95,9 @@ class Attention(Block):
             text = f"attention runs along {self.over} of [batch {self.over} width], found [{' '.join(x.axes)}]"
             hint = None if self.over in x.axes else nearest(self.over, x.axes)
             raise Fault("missing-axis", text, x.axes, hint, key="over")
-        source = x if context is None else context
-        keys = self.over if context is None else _key_axis(source)
+        source, keys, segments = x, self.over, {}
+        if context is not None:
+            source, keys, segments = self._read(env, x, context, ports.get("entry"))
         q = env.linear(x, "query", [("heads", self.heads), ("head_dim", self.head_dim)], bias=self.bias.query)
         kv = [("kv_heads", self.kv_heads), ("head_dim", self.head_dim)]
         k = env.linear(source, "key", kv, bias=self.bias.key)
@@ -106,7 +109,7 @@ class Attention(Block):
         reach = min((n for n in (self.window, self.chunk) if n is not None), default=None)
         at = way.located(Place(env, x, source, self.over, keys, causal, ports.get("table"), reach), q, k)
         self._one_meaning(at, way, ports, causal)
-        lengths = None if causal else env.lengths(keys)
+        lengths = None if causal or "lengths" in ports else env.lengths(keys)
         if lengths is not None and source.type.size(keys) != Size.symbol(keys):
             size = source.type.size(keys)
             text = f"attention along {keys} = {size}: the entries of a row are no longer those of the input"
@@ -115,7 +118,7 @@ class Attention(Block):
             at.q, at.k, v, causal=causal, window=self.window, scale=self.scale, softcap=self.softcap, chunk=self.chunk,
             queries=self.over, keys=keys, bias=at.bias, given=at.given, added=ports.get("added"),
             prefix=ports.get("prefix"),
-            lengths=lengths,
+            lengths=ports.get("lengths", lengths), **segments,
             sinks=env.weight("sinks", [("heads", self.heads)], init="zeros") if self.sinks else None,
         )  # fmt: skip
         if self.out_gate is not None:
@@ -124,11 +127,31 @@ class Attention(Block):
             h = b.arrange(b.mul(h, gate), h.axes)
         return env.linear(h, "out", [(x.axes[-1], x.type.sizes[-1])], over=("heads", "head_dim"), bias=self.bias.out)
 
+    def _read(
+        self, env: Env, x: Value, context: Value, entry: Value | None
+    ) -> tuple[Value, str, dict[str, Value]]:
+        """What keys are made of, their axis, and which of them a query sees. Keys lie along the context's axes that
+        are not also rows of x."""
+        b, own = env.b, {a for a in x.axes if a not in (self.over, x.axes[-1])}
+        if entry is None:
+            return context, _key_axis(context, own)[0], {}
+        if not set(entry.axes) <= {*own, self.over} or self.over not in entry.axes:
+            text = f"the port entry is a number for each query [batch {self.over}], found [{' '.join(entry.axes)}]"
+            raise Fault("axis-mismatch", text, key="from")
+        outer, inner = _key_axis(context, own, more=1)
+        number = b.add(b.positions(context, outer), b.constant(1, "int32"))
+        number = b.expand(number, [(inner, context.type.size(inner))])
+        source, numbers = (b.merge(v, [outer, inner], inner) for v in (context, number))
+        return source, inner, {"query_segments": entry, "key_segments": numbers}
+
     def _one_meaning(self, at: Located, way: Way, ports: Mapping[str, Value], causal: bool) -> None:
         """Raises Fault for ports and options that say nothing together."""
         if "table" in ports and not isinstance(way, Buckets):
             allowed = ("position: buckets",)
             raise Fault("unknown-port", "the port table is for attention with position: buckets", allowed, key="from")
+        for port in ("entry", "lengths"):
+            if port in ports and "context" not in ports:
+                raise Fault("unknown-port", f"the port {port} is of a context, and there is none", ("context",), key="from")
         if self.softcap and isinstance(way, TransformerXL):
             raise Fault("conflicting-keys", "transformer_xl has no soft cap on its scores", key="softcap")
         if "added" in ports and at.bias is not None:
@@ -140,12 +163,14 @@ class Attention(Block):
             raise Fault("conflicting-keys", text, key="window" if self.window else "chunk" if self.chunk else "causal")
 
 
-def _key_axis(context: Value) -> str:
+def _key_axis(context: Value, own: set[str], more: int = 0) -> tuple[str, ...]:
+    """The axes of a context along which keys lie: those that are not also the queries' ``own``."""
     axes = [a for a in context.axes[:-1] if a != "batch"]
-    if len(axes) != 1:
-        text = f"a context is [batch, one axis, width], found [{' '.join(context.axes)}]"
-        raise Fault("axis-mismatch", text, key="from")
-    return axes[0]
+    axes = axes if len(axes) == 1 + more else [a for a in axes if a not in own]
+    if len(axes) != 1 + more or "batch" not in context.axes:
+        wanted = "batch, an axis of entries, one of keys, width" if more else "batch, one axis, width"
+        raise Fault("axis-mismatch", f"a context is [{wanted}], found [{' '.join(context.axes)}]", key="from")
+    return tuple(axes)
 
 
 def _qk_norm(env: Env, x: Value, name: str, options: QKNorm) -> Value:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from compiler.errors import PhaseError, Problem, Problems
+from compiler.errors import PhaseError, Problems
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.region import Region
@@ -134,16 +134,16 @@ class Streaming(Replay):
     def _context(self, v: Value) -> Value:
         """A value that encode computed."""
         label, b = self.flows.label(v), self.b
-        if isinstance(b, Region) and self.flows.inside(v):
-            assert b.parent is not None
-            if isinstance(b.parent, Region):
-                raise PhaseError(
-                    Problem("nested-context", f"{b.path}: an encoder's value inside nested repeats", b.position)
-                )
-            return b.stacked(b.parent.append(State(label, "context"), (), (stacked(v.type, [(b.axis, b.trips)]),))[0])
-        while b.parent is not None:
+        while not self.flows.inside(v) and b.parent is not None:
             b = b.parent
-        return b.append(State(label, "context"), (), (v.type,))[0]
+        return self._kept(b, label, v.type)
+
+    def _kept(self, b: Builder, label: str, t: TensorType) -> Value:
+        """What encode kept of one trip, or of all where there is no repeat around."""
+        if not isinstance(b, Region):
+            return b.append(State(label, "context"), (), (t,))[0]
+        assert b.parent is not None
+        return b.stacked(self._kept(b.parent, label, stacked(t, [(b.axis, b.trips)])))
 
     def rewrite(self, node: Node, ins: Sequence[Value]) -> Sequence[Value] | None:
         op = node.op
