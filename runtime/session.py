@@ -19,6 +19,7 @@ from compiler.ops.leaves import Input  # noqa: E402
 from compiler.ops.lookup import Lookup  # noqa: E402
 from compiler.passes.phase import phase_graph  # noqa: E402
 from compiler.passes.select import Choice  # noqa: E402
+from runtime import markers  # noqa: E402
 from runtime.meshed import Meshed  # noqa: E402
 from runtime.meshed import Place as Place  # noqa: E402
 from runtime.meshed import meshed as meshed  # noqa: E402
@@ -62,12 +63,16 @@ class Session:
         self.state = self._prefill.empty_state()
         self.awaited = {k for k, (s, _) in phase_graph(model, "decode").states().items() if s.kind == "context"}
         self.lengths = np.zeros(batch, np.int64)
+        self.marked = {n: np.zeros(batch, np.int64) for n in model.markers}  # markers of images in each row so far
+        self.images = dict(self.marked)  # what was encoded of them
         if self.awaited and all(i.streams for i in model.spec.inputs.values()):
             self.encode({}, {})
 
     def encode(self, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
         """Computes what does not depend on the tokens (encoders, cross-attention keys) once for all rows. A model that
-        reads nothing else does so when the session begins."""
+        reads nothing else does so when the session begins. Of images that markers in the text stand for, all of the
+        rows' texts so far and of the next prefill."""
+        self.images = markers.given(self.model, inputs, self.batch)
         made = program(self.model, "encode", {"batch": self.batch, "seq": 1, "capacity": self.capacity, **sizes})
         where: Any = None if self.on is None else ({}, {k: self.on.shardings()[k] for k in self.awaited})
         _, context = jax.jit(made.function(), out_shardings=where)(self._own(made), {}, dict(inputs))
@@ -100,11 +105,16 @@ class Session:
         return results[self.output]
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Extends each row by its prompt. Returns the logits after each row's last token [batch, vocab], float32."""
+        """Extends each row by its prompt. Returns the logits after each row's last token [batch, vocab], float32.
+        Raises BlockgraphError, before anything is extended, for rows whose markers do not fit their images."""
         counts = np.array([len(p) for p in prompts])
         if len(prompts) != self.batch or counts.min() < 1:
             raise BlockgraphError(Problem("empty-prompt", f"needs {self.batch} prompts of at least one token each"))
         self._check(np.concatenate([np.asarray(p, np.int64) for p in prompts]), counts)
+        marked = {n: self.marked[n] + more for n, more in markers.counted(self.model, prompts).items()}
+        if wrong := markers.misfits(self.model, marked, self.images):
+            raise BlockgraphError(wrong)
+        self.marked = marked
         last: np.ndarray | None = None
         for start in range(0, int(counts.max()), self.chunk):
             tokens = np.zeros((self.batch, self.chunk), np.int32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from compiler.parallel.build import build  # noqa: E402
 from compiler.parallel.request import Request, Wires  # noqa: E402
 from compiler.passes.call import TRAIN  # noqa: E402
 from compiler.targets.types import Target  # noqa: E402
-from runtime.batches import Batches  # noqa: E402
+from runtime import markers  # noqa: E402
+from runtime.batches import Batch, Batches  # noqa: E402
 from runtime.weights import parts  # noqa: E402
 from runtime.weights.initial import random_onto  # noqa: E402
 from runtime.weights.shards import load_onto  # noqa: E402
@@ -70,7 +71,7 @@ class Trainer:
         made = program_of(build(model, asked, target, wires), TRAIN, jax.devices())
         assert isinstance(made, TrainingStep)
         self.program = made
-        self.inputs = _inputs(model, made)
+        self.tokens = str(model.streaming_input)
         self.where: dict[str, Any] = dict(made.shardings())
         labels = [k for k in model.parameters if k in made.parameters]
         if progress:
@@ -97,14 +98,17 @@ class Trainer:
         whole = jax.sharding.NamedSharding(self.program.mesh, jax.sharding.PartitionSpec())
         return jax.jit(self.program.function(), donate_argnums=(0, 1), out_shardings=(whole, *spread))
 
-    def step(self, tokens: np.ndarray, rate: float, lengths: np.ndarray | None = None) -> Step:
-        """One update on tokens [batch, length]. ``lengths`` [batch]: real tokens of each row, all unless given."""
+    def step(self, batch: Batch, rate: float, lengths: np.ndarray | None = None) -> Step:
+        """One update on tokens [batch, length], or on all inputs by name. ``lengths`` [batch]: real tokens of each row,
+        all unless given. Raises BlockgraphError where an input is missing, or markers do not fit their images."""
         started = time.perf_counter()
+        inputs: dict[str, Any] = dict(batch) if isinstance(batch, Mapping) else {self.tokens: batch}
+        tokens = np.asarray(inputs[self.tokens])
         rows, length = tokens.shape
-        given = {
-            self.inputs[0]: tokens, self.inputs[1]: np.full(rows, length) if lengths is None else lengths,
-            "learning_rate": np.float32(rate),
-        }  # fmt: skip
+        inputs.setdefault("seq_lengths", np.full(rows, length))
+        inputs |= {"learning_rate": np.float32(rate)} | ({} if lengths is None else {"seq_lengths": lengths})
+        self._check(inputs, tokens)
+        given = {k: inputs[k] for k in self.program.inputs}
         out, self.params, self.state = self._step(self.params, self.state, self._placed(given))
         loss, norm = float(np.asarray(out["loss"])), float(np.asarray(out["gradient_norm"]))
         self.count += 1
@@ -122,18 +126,16 @@ class Trainer:
                 message = f"the loss of step {said.step} is {said.loss}"
                 raise Diverged(Problem("diverged", message, None, (), "a lower --lr, or a longer --warmup"))
 
+    def _check(self, inputs: Mapping[str, Any], tokens: np.ndarray) -> None:
+        if missing := [k for k in self.program.inputs if k not in inputs]:
+            message = f"{self.model.name} also reads {', '.join(missing)}"
+            raise BlockgraphError(Problem("missing-input", message, None, (), "--synthetic draws all inputs"))
+        images = markers.given(self.model, inputs, len(tokens))
+        if wrong := markers.misfits(self.model, markers.counted(self.model, tokens), images):
+            raise BlockgraphError(wrong)
+
     def _placed(self, given: dict[str, Any]) -> dict[str, Any]:
         typed = {k: np.asarray(x, self.program.inputs[k].dtype) for k, x in given.items()}
         if self.program.mesh is None:
             return typed
         return {k: parts.replicated(x, self.where[k]) for k, x in typed.items()}
-
-
-def _inputs(model: Model, made: TrainingStep) -> tuple[str, str]:
-    """The names of the tokens and of their lengths. Raises for a model that also reads something else."""
-    tokens = str(model.streaming_input)
-    left = [k for k in made.inputs if k not in (tokens, "learning_rate", "seq_lengths")]
-    if left:
-        message = f"{model.name} also reads {', '.join(left)}: only models of tokens are trained from here"
-        raise BlockgraphError(Problem("missing-input", message))
-    return tokens, "seq_lengths"

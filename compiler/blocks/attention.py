@@ -95,7 +95,8 @@ class Attention(Block):
             text = f"attention runs along {self.over} of [batch {self.over} width], found [{' '.join(x.axes)}]"
             hint = None if self.over in x.axes else nearest(self.over, x.axes)
             raise Fault("missing-axis", text, x.axes, hint, key="over")
-        source, keys, segments = x, self.over, {}
+        source, keys = x, self.over
+        segments: dict[str, Value] = {}
         if context is not None:
             source, keys, segments = self._read(env, x, context, ports.get("entry"))
         q = env.linear(x, "query", [("heads", self.heads), ("head_dim", self.head_dim)], bias=self.bias.query)
@@ -127,9 +128,7 @@ class Attention(Block):
             h = b.arrange(b.mul(h, gate), h.axes)
         return env.linear(h, "out", [(x.axes[-1], x.type.sizes[-1])], over=("heads", "head_dim"), bias=self.bias.out)
 
-    def _read(
-        self, env: Env, x: Value, context: Value, entry: Value | None
-    ) -> tuple[Value, str, dict[str, Value]]:
+    def _read(self, env: Env, x: Value, context: Value, entry: Value | None) -> tuple[Value, str, dict[str, Value]]:
         """What keys are made of, their axis, and which of them a query sees. Keys lie along the context's axes that
         are not also rows of x."""
         b, own = env.b, {a for a in x.axes if a not in (self.over, x.axes[-1])}
@@ -151,7 +150,9 @@ class Attention(Block):
             raise Fault("unknown-port", "the port table is for attention with position: buckets", allowed, key="from")
         for port in ("entry", "lengths"):
             if port in ports and "context" not in ports:
-                raise Fault("unknown-port", f"the port {port} is of a context, and there is none", ("context",), key="from")
+                raise Fault(
+                    "unknown-port", f"the port {port} is of a context, and there is none", ("context",), key="from"
+                )
         if self.softcap and isinstance(way, TransformerXL):
             raise Fault("conflicting-keys", "transformer_xl has no soft cap on its scores", key="softcap")
         if "added" in ports and at.bias is not None:

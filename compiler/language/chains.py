@@ -70,6 +70,8 @@ def inputs_of(spec: Spec, raw: YMap, scope: Scope, b: Builder) -> dict[str, Valu
     for name, i in spec.inputs.items():
         try:
             pairs = pairs_of(i, scope)
+            if i.marker is not None:
+                scope.count(i.marker, "marker", least=0)
         except (Fault, Told) as e:
             if isinstance(e, Fault):
                 table = raw["inputs"]

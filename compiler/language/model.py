@@ -19,7 +19,7 @@ from compiler.language.elaborate import Enough
 from compiler.language.env import Env, Policy, Weights
 from compiler.language.frame import Frame
 from compiler.language.load import Document
-from compiler.language.scope import Fault
+from compiler.language.scope import Fault, Scope
 from compiler.language.spec import Spec
 from compiler.language.user_blocks import unused_blocks
 from compiler.ops.leaves import Parameter
@@ -54,6 +54,14 @@ class Model:
     def streaming_input(self) -> str | None:
         """The token input that the sequence streams in over."""
         return next((n for n, i in self.spec.inputs.items() if i.streams), None)
+
+    @property
+    def markers(self) -> dict[str, int]:
+        """The token that stands in the text for each entry of an input, by the input's name."""
+        scope = Scope(self.dims, self.args)
+        return {
+            n: scope.count(i.marker, "marker", least=0) for n, i in self.spec.inputs.items() if i.marker is not None
+        }
 
     @property
     def unit(self) -> str:

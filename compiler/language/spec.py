@@ -68,6 +68,9 @@ class InputSpec(BaseModel):
             if getattr(self, key) is not None and self.kind not in kinds:
                 text = f"{key} is of {' and '.join(kinds)}, and this is {self.kind}"
                 raise PydanticCustomError("misplaced-key", "{text}", {"text": text, "key": key, "at_key": True})
+        if self.marker is not None and self.kind == "image" and self.count is None:
+            text = "a marker stands for each of several: how many belong to one row"
+            raise PydanticCustomError("missing-key", "{text}", {"text": text, "allowed": ["count"]})
         if len(self.axes or []) > MAX_AXES:
             raise PydanticCustomError("too-large", f"at most {MAX_AXES} axes", {"key": "axes"})
         for axis in self.axes or []:
