@@ -40,6 +40,7 @@ MEMORY = {
     "parameters": "parameters", "optimiser": "optimiser state", "state": "caches and recurrent state",
     "inputs": "inputs", "working": "working memory (estimate)",
 }  # fmt: skip
+WORKING = ("lookup", "recur", "linear_attend", "dispatch", "collect")  # told whether or not they multiply matrices
 USUAL = ("data", "fsdp", "tensor", "expert", "context")  # strategies to name for a mesh axis, in this order
 
 
@@ -280,7 +281,7 @@ def work(built: Built) -> dict[str, list[str]]:
         if isinstance(node.op, (Leaf, Collective)):
             continue
         cost = node.op.cost([device.local(v) for v in node.operands], [device.local(v) for v in node.results])
-        if float(cost.matrix.evaluate(built.sizes)) or node.op.name in ("lookup", "recur", "dispatch", "collect"):
+        if float(cost.matrix.evaluate(built.sizes)) or node.op.name in WORKING:
             text = f"{node.op.name} {placed_text(built, node.result)}"
             row = found.setdefault(node.path, {})
             row[text] = row.get(text, 0) + int(times)

@@ -9,8 +9,11 @@ import tempfile
 import pytest
 from hypothesis import settings
 
+from tests.children import QUICK
+
 # Before anything imports JAX. The compilers for TPU and GPU run in child processes, which choose for themselves.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", QUICK)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # without an accelerator, its plugins' C++ says so on stderr
 
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR"):  # golden texts are of a pipe; workers of xdist set a width

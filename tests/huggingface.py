@@ -19,6 +19,20 @@ SPECS = {
     "llama_tied": "smollm2-135m", "llama": "llama", "llama_sharded": "llama", "mistral": "mistral", "qwen2": "qwen2",
     "qwen3": "qwen3", "gpt_neox": "gpt_neox", "llama3": "llama3", "qwen2_yarn": "qwen2_yarn",
     "gpt2": "gpt2", "bloom": "bloom",
+    "mamba": "mamba", "mamba2": "mamba2", "rwkv": "rwkv4", "qwen3_next": "qwen3-next-80b-a3b",
+}  # fmt: skip
+# Specs whose dims and args have names of their own: {ours: config.json's}.
+RECURRENT: dict[str, dict[str, str]] = {
+    "mamba": {"state": "state_size", "rank": "time_step_rank", "window": "conv_kernel", "eps": "layer_norm_epsilon"},
+    "mamba2": {"state": "state_size", "head_dim": "head_dim", "key_heads": "n_groups", "window": "conv_kernel",
+               "eps": "layer_norm_epsilon"},
+    "rwkv": {"rnn": "attention_hidden_size", "mlp": "intermediate_size", "eps": "layer_norm_epsilon"},
+    "qwen3_next": {
+        "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim",
+        "key_heads": "linear_num_key_heads", "key_dim": "linear_key_head_dim", "value_dim": "linear_value_head_dim",
+        "window": "linear_conv_kernel_dim", "mlp": "moe_intermediate_size", "experts": "num_experts",
+        "active": "num_experts_per_tok", "eps": "rms_norm_eps",
+    },
 }  # fmt: skip
 CASES = tuple(c for c in SPECS if c != "llama_sharded")
 
@@ -49,6 +63,16 @@ def overrides(case: str) -> dict[str, Any]:
 
     def first(*names: str) -> Any:
         return next((c[n] for n in names if c.get(n) is not None), None)
+
+    if case in RECURRENT:
+        found = {ours: c[theirs] for ours, theirs in RECURRENT[case].items()}
+        found |= {
+            "dtype": "float32",
+            "vocab": c["vocab_size"],
+            "embed": c["hidden_size"],
+            "layers": c["num_hidden_layers"],
+        }
+        return found | ({"theta": c["rope_parameters"]["rope_theta"]} if case == "qwen3_next" else {})
 
     width, heads = first("hidden_size", "n_embd"), first("num_attention_heads", "n_head")
     found = {

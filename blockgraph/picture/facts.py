@@ -20,7 +20,7 @@ from compiler.ops.windows import TAPS, Window
 # A box belongs to the first family that one of its ops is in.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("attend", "attend_cached", "attend_latent"),
-    "recurrence": ("recur", "short_conv", "shift"),
+    "recurrence": ("recur", "linear_attend", "short_conv", "shift"),
     "experts": ("choose", "dispatch", "expert_dot"),
     "convolution": ("conv",),
     "vocabulary": ("lookup",),

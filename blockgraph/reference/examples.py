@@ -69,6 +69,21 @@ graph:
     from: {prefix: prompt}
 """,
 }  # fmt: skip
+# Ops that no kind uses, but programs do.
+PROGRAMS: tuple[str, ...] = (
+    """\
+blocks:
+  retention:
+    dims: {key_dim: head_dim}
+    params: {query: embed -> heads key_dim, key: embed -> heads key_dim, value: embed -> heads head_dim}
+    program:
+      keep: 1 - exp(-log(2) * (5 + index(query(input), axis=heads)))
+      output: recur(value(input), log(keep), key=key(input), query=query(input))
+graph:
+  - embed
+  - retention
+""",
+)
 PORTS = """\
 inputs: {tokens: {kind: tokens}, frames: {kind: features, axes: [frames, embed]}}
 graph:
@@ -102,4 +117,4 @@ def all_models() -> list[Model]:
     """Every example, elaborated."""
     names = sorted({*kinds(), *FORMS})
     ported = [with_port(name, port) for name, cls in sorted(kinds().items()) for port in cls.ports]
-    return [build(text) for text in [*(graph(n) for n in names), *ported]]
+    return [build(text) for text in [*(graph(n) for n in names), *ported, *PROGRAMS]]

@@ -21,7 +21,7 @@ HIDDEN = {
     "select", "last_valid", "distances", "sinusoid",
 }  # fmt: skip
 _EXAMPLE = {"take": "embed=0", "rename": "embed=other", "split": "axis=embed, heads=4, head_dim=16"}
-PRODUCTS = frozenset({"conv"})  # like linear maps they take the compute dtype, whatever they are given
+PRODUCTS = frozenset({"conv", "compute"})  # like linear maps they take the compute dtype, whatever they are given
 
 
 def callable_functions() -> list[str]:

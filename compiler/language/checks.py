@@ -11,6 +11,7 @@ from compiler.errors import Position, Problems, nearest
 from compiler.language.call import callable_functions
 from compiler.language.scope import shown
 from compiler.language.spec import Spec
+from compiler.ops.contract import LOCAL
 from compiler.ops.elementwise import ACTIVATIONS, TABLE
 from compiler.source.yaml import YList, YMap
 
@@ -45,7 +46,8 @@ def _names(spec: Spec, raw: YMap, problems: Problems) -> None:
     blocks = dict.fromkeys(spec.blocks, "a block of this spec")
     number = {"layer": LAYER}
     functions = dict.fromkeys(callable_functions(), "an op")
-    _check("dim", _table(raw, "dims"), words | number, problems)
+    axes = words | number | dict.fromkeys(LOCAL, "an axis by which experts sort their rows")
+    _check("dim", _table(raw, "dims"), axes, problems)
     _check("arg", _table(raw, "args"), blocks | nodes | number | dict.fromkeys(spec.dims, "a dim"), problems)
     _check("block", _table(raw, "blocks"), nodes, problems)
     _check("input", _table(raw, "inputs"), {}, problems)
@@ -54,7 +56,7 @@ def _names(spec: Spec, raw: YMap, problems: Problems) -> None:
     for name in spec.blocks:
         own = _table(raw, "blocks", name)
         args, dims = _table(own, "args"), _table(own, "dims")
-        _check("dim", dims, words | number, problems)
+        _check("dim", dims, axes, problems)
         _check("arg", args, blocks | nodes | number | dict.fromkeys(dims, "a dim of this block"), problems)
         names = functions | dict.fromkeys(args, "an arg of this block")
         _check("weight", _table(own, "params"), names | {"input": "the block's input"}, problems)

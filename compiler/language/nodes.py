@@ -15,7 +15,7 @@ from compiler.source.yaml import YList, YMap
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = {
     "fan_in": 0, "zeros": 0, "ones": 0, "normal": 1, "uniform": 2, "log_uniform": 2,
-    "inverse_softplus_log_uniform": 2, "rg_lru": 0,
+    "log_of_uniform": 2, "inverse_softplus_log_uniform": 2, "rg_lru": 0, "log_counts": 0,
 }  # fmt: skip  # how many numbers each takes
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from compiler.graph.ir import Node
-from compiler.lower.registry import Array, Context, lowers
+from compiler.lower.registry import Array, Context, lowers, read
 from compiler.ops import elementwise, leaves, linear, lookup, normalise, shape
 
 FUNCTIONS: dict[str, Any] = {
@@ -122,8 +122,8 @@ def _arrange(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 
 
 @lowers(shape.Rename)
-def _rename(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    return (x,)
+def _rename(ctx: Context, node: Node, x: Any) -> tuple[Array, ...]:
+    return (read(x),)  # of a state too: what shift kept
 
 
 @lowers(shape.Split, shape.Merge)
@@ -174,6 +174,11 @@ def _pad(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 @lowers(leaves.Distances)
 def _distances(ctx: Context, node: Node) -> tuple[Array, ...]:
     return (jnp.arange(ctx.length(node.result, "distance"), dtype=jnp.int32),)
+
+
+@lowers(leaves.Index)
+def _index(ctx: Context, node: Node) -> tuple[Array, ...]:
+    return (jnp.arange(node.result.type.sizes[0].constant, dtype=jnp.float32),)
 
 
 @lowers(leaves.Positions)

@@ -18,6 +18,7 @@ from compiler.lower import (  # noqa: F401  (register)
     collective,
     conv,
     experts,
+    linear_attend,
     loss,
     recurrence,
     rotate,

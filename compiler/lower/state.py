@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from compiler.graph.ir import Node
 from compiler.lower.basic import align
 from compiler.lower.registry import Array, Context, StackSlot, lowers, read
-from compiler.ops.state import After, Append, KeepLast, KeepTail, LastValid, slots_of, slots_together
+from compiler.ops.state import After, Append, KeepLast, KeepTail, LastValid, Replace, slots_of, slots_together
 
 
 def _store(old: Any, new: Array) -> Any:
@@ -122,6 +122,11 @@ def _keep_tail(ctx: Context, node: Node, tail: Any, new: Array, start: Array, va
     index = valid[:, None] + jnp.arange(taps)
     kept = jnp.take_along_axis(joined, index.reshape(*index.shape, *[1] * (joined.ndim - 2)), 1)
     return (_store(tail, align(kept, ("batch", "taps", *rest), axes)),)
+
+
+@lowers(Replace)
+def _replace(ctx: Context, node: Node, old: Any, new: Array, start: Array, valid: Array) -> tuple[Any, ...]:
+    return (_store(old, align(new, node.operands[1].axes, node.operands[0].axes)),)
 
 
 @lowers(After)

@@ -226,6 +226,12 @@ def float32(b: Builder, x: Value) -> Value:
 
 
 @function
+def compute(b: Builder, x: Value) -> Value:
+    """x in the compute dtype, of a program: so that products take what was computed in float32 at their width."""
+    return x  # a program casts what it hands to this
+
+
+@function
 def stop_gradient(b: Builder, x: Value) -> Value:
     return b.one(StopGradient(), x)
 

@@ -9,6 +9,7 @@ from compiler.ops import (  # noqa: F401
     experts,
     leaves,
     linear,
+    linear_attend,
     lookup,
     loss,
     normalise,

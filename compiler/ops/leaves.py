@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.graph.ir import Value
 from compiler.graph.sizes import BATCH, Size
-from compiler.graph.types import TensorType
+from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops.contract import Cost, Op, Role, function, op
 
 if TYPE_CHECKING:
@@ -142,6 +142,37 @@ class Distances(Op):
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         return Role.WHOLE
+
+
+@op
+@dataclass(frozen=True)
+class Index(Op):
+    """0, 1, … along an axis of fixed size, float32: for numbers that a paper gives by head or channel."""
+
+    name: ClassVar[str] = "index"
+    differentiable: ClassVar[bool] = False
+    axis: str = "heads"
+    size: Size = Size.of(1)
+
+    def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
+        return (TensorType.make([(self.axis, self.size)], "float32"),)
+
+    def gradient(
+        self, b: Builder, ins: Sequence[Value], outs: Sequence[Value], grads: Sequence[Value | None]
+    ) -> tuple[Value | None, ...]:
+        return ()
+
+    def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
+        return Role.WHOLE
+
+
+@function
+def index(b: Builder, x: Value, axis: str) -> Value:
+    """0, 1, … along an axis of x: [axis], float32."""
+    size = x.type.size(axis)
+    if not size.is_constant:
+        raise TypeProblem("varying-size", f"index along {axis}, whose size varies")
+    return b.one(Index(axis, size))
 
 
 @function

@@ -100,21 +100,34 @@ def norm(b: Builder, x: Value, kind: str, axis: str = "", eps: float = 1e-6) -> 
 
 
 @function
-def rms_norm(b: Builder, x: Value, axis: str = "", eps: float = 1e-6) -> Value:
-    """x / sqrt(mean(x^2) + eps); keeps x's dtype."""
-    return b.cast(b.norm(x, "rms", axis, eps), x.type.dtype)
+def rms_norm(b: Builder, x: Value, axis: str | Sequence[str] = "", eps: float = 1e-6) -> Value:
+    """x / sqrt(mean(x^2) + eps) along an axis or a list of them (default: the last); keeps x's dtype."""
+    return b.cast(_normed(b, x, "rms", axis, eps), x.type.dtype)
 
 
 @function
-def layer_norm(b: Builder, x: Value, axis: str = "", eps: float = 1e-5) -> Value:
-    """(x - mean) / sqrt(variance + eps); keeps x's dtype."""
-    return b.cast(b.norm(x, "layer", axis, eps), x.type.dtype)
+def layer_norm(b: Builder, x: Value, axis: str | Sequence[str] = "", eps: float = 1e-5) -> Value:
+    """(x - mean) / sqrt(variance + eps) along an axis or a list of them (default: the last); keeps x's dtype. Along
+    the channels of a group or head alone it is a group norm."""
+    return b.cast(_normed(b, x, "layer", axis, eps), x.type.dtype)
 
 
 @function
-def l2_norm(b: Builder, x: Value, axis: str = "", eps: float = 1e-6) -> Value:
-    """x / sqrt(sum(x^2) + eps); keeps x's dtype."""
-    return b.cast(b.norm(x, "l2", axis, eps), x.type.dtype)
+def l2_norm(b: Builder, x: Value, axis: str | Sequence[str] = "", eps: float = 1e-6) -> Value:
+    """x / sqrt(sum(x^2) + eps) along an axis or a list of them (default: the last); keeps x's dtype."""
+    return b.cast(_normed(b, x, "l2", axis, eps), x.type.dtype)
+
+
+def _normed(b: Builder, x: Value, kind: str, axis: str | Sequence[str], eps: float) -> Value:
+    """Several axes: by sums over them, each of which may be sharded."""
+    axes = (axis or x.axes[-1],) if isinstance(axis, str) else tuple(axis)
+    if len(axes) == 1:
+        return b.norm(x, kind, axes[0], eps)
+    y = b.cast(x, "float32")
+    if kind == "layer":
+        y = b.sub(y, b.reduce(y, "mean", axes))
+    size = b.reduce(b.mul(y, y), "sum" if kind == "l2" else "mean", axes)
+    return b.mul(y, b.rsqrt(b.add(size, eps)))
 
 
 @function

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.graph.ir import Value
-from compiler.graph.types import TensorType, TypeProblem
+from compiler.graph.types import TensorType, TypeProblem, broadcast
 from compiler.ops import shards as across
 from compiler.ops.contract import Along, Cost, Op, Role, function, moved, op
+from compiler.ops.linear_attend import LinearAttend
 from compiler.ops.shape import zeros
 
 if TYPE_CHECKING:
@@ -204,9 +205,55 @@ class Shift(Op):
 
 
 @function
-def recur(b: Builder, value: Value, log_decay: Value, axis: str = "seq") -> Value:
-    """h_t = exp(log_decay_t) * h_(t-1) + value_t; float32."""
-    return b.one(Recur(axis), value, log_decay)
+def recur(
+    b: Builder,
+    value: Value,
+    log_decay: Value | float | None = None,
+    axis: str = "seq",
+    *,
+    key: Value | None = None,
+    query: Value | None = None,
+    delta: Value | None = None,
+    erase: Value | None = None,
+    remove: Value | None = None,
+    bonus: Value | None = None,
+    over: str | None = None,
+) -> Value:
+    """h_t = exp(log_decay_t) * h_(t-1) + value_t; float32; with log_decay 0 a running sum. With a key and a query the
+    state is a matrix: linear attention, S_t = exp(log_decay_t) S_(t-1) + key_t value_t, read as query_t S_t along the
+    query's last axis (``over``), in the value's dtype. ``delta``: the delta rule of that strength, erase = key and
+    key = delta * key. ``erase``, ``remove``, ``bonus``: see the op linear_attend."""
+    if isinstance(log_decay, (int, float)):
+        log_decay = b.constant(float(log_decay), "float32") if log_decay or key is None else None
+    more = {"erase": erase, "remove": remove, "bonus": bonus}
+    if key is None or query is None:
+        all_of = {"key": key, "query": query, "delta": delta, **more}
+        there = [n for n, v in all_of.items() if v is not None]
+        if there or log_decay is None:
+            lacking = " and ".join(n for n in ("key", "query") if all_of[n] is None)
+            with_what = f" with {' and '.join(there)}" if there else ""
+            text = f"recur{with_what} needs {lacking if there else 'log_decay, or key and query'}"
+            raise TypeProblem("operand-count", text)
+        return b.one(Recur(axis), *_alike(b, value, log_decay))
+    if delta is not None:
+        if erase is not None:
+            raise TypeProblem("operand-count", "recur: delta says what is erased; give one of delta and erase")
+        more["erase"] = key
+        key = b.cast(b.mul(b.cast(key, "float32"), b.cast(delta, "float32")), key.type.dtype)
+    given = {"value": value, "key": key, "query": query, "log_decay": log_decay, **more}
+    for name in ("key", "query", "log_decay", "erase", "remove"):
+        x = given[name]
+        if x is not None and axis not in x.axes:
+            given[name] = b.expand(x, [(axis, value.type.size(axis))])
+    operands = {n: v for n, v in given.items() if v is not None}
+    return b.one(LinearAttend(tuple(operands), over or query.axes[-1], axis), *operands.values())
+
+
+def _alike(b: Builder, *values: Value) -> list[Value]:
+    """Values with the axes of all of them."""
+    pairs = broadcast(v.type for v in values)
+    wide = [b.expand(v, [p for p in pairs if p[0] not in v.axes]) for v in values]
+    return [b.arrange(v, [a for a, _ in pairs]) for v in wide]
 
 
 @function

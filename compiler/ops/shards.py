@@ -6,6 +6,7 @@ along ``axis`` stays on a shard, and only what is done along ``shards`` moves da
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,3 +87,37 @@ def recur(b: Any, op: Any, ins: Sequence[Value], shards: int) -> Value:
     if len(ins) > 2:
         entering = b.first(entering, ins[2], CARRIES, op.reverse)
     return joined(b, b.one(op, value, decay, b.rename(entering, **{CARRIES: SHARDS})), op.axis, ins[0])
+
+
+def linear_attend(b: Any, op: Any, ins: Sequence[Value], shards: int) -> tuple[Value, ...]:
+    """Linear attention along a sharded axis, as ``recur``: what each shard's positions write into an empty state and
+    how far they let a state decay are gathered and combined, and each runs from the state that reaches it."""
+    from compiler.ops.linear_attend import WRITING
+    from compiler.ops.recurrence import Recur
+
+    given = dict(zip(op.given, ins, strict=True))
+    inner = {n: parts(b, x, op.axis, shards) if op.axis in x.axes else x for n, x in given.items()}
+    writing = tuple(n for n in op.given if n in WRITING)
+    alone = dataclasses.replace(op, given=writing, ends=True)
+    ends = b.one(alone, *(inner[n] for n in writing))
+    if "log_decay" in inner:
+        decays = b.reduce(b.cast(inner["log_decay"], "float32"), "sum", (op.axis,))
+    else:
+        decays = b.constant(0.0, "float32")
+    missing = [(a, s) for a, s in ends.type.pairs if a not in decays.axes]
+    decays = b.arrange(b.expand(decays, missing), ends.axes)
+    ends, decays = (b.rename(b.whole(x, SHARDS), **{SHARDS: CARRIES}) for x in (ends, decays))
+    before = [b.arrange(given["state"], ends.type.drop(CARRIES).axes)] if "state" in given else []
+    reached = b.one(Recur(CARRIES, False, "associative"), ends, decays, *before)
+    entering = b.shift(reached, CARRIES, 1)
+    if before:
+        entering = b.first(entering, before[0], CARRIES, False)
+    entering = b.rename(entering, **{CARRIES: SHARDS})
+    made = []
+    if "query" in given:
+        rest = tuple(n for n in op.given if n != "state")
+        run = dataclasses.replace(op, given=(*rest, "state"), ends=False)
+        made.append(joined(b, b.one(run, *(inner[n] for n in rest), entering), op.axis, given["value"]))
+    if op.ends:
+        made.append(b.reduce(b.slice(reached, CARRIES, shards - 1, 1), "sum", (CARRIES,)))
+    return tuple(made)

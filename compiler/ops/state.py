@@ -160,6 +160,15 @@ class KeepTail(_Write):
 
 @op
 @dataclass(frozen=True)
+class Replace(_Write):
+    """The new state in place of the old one: of an op that has heeded ``valid`` itself. Operands: old, new, start,
+    valid."""
+
+    name: ClassVar[str] = "replace"
+
+
+@op
+@dataclass(frozen=True)
 class After(Op):
     """Its first operand, once the second is known: a write that waits for the reads of what it overwrites, so that
     the compiler needs no copy to keep both."""
@@ -179,7 +188,17 @@ class After(Op):
         return grads[0], None
 
 
-WRITES: dict[str, type[_Write]] = {"append": Append, "keep_last": KeepLast, "keep_tail": KeepTail}
+WRITES: dict[str, type[_Write]] = {
+    "append": Append, "keep_last": KeepLast, "keep_tail": KeepTail, "replace": Replace,
+}  # fmt: skip
+
+
+def written(b: Builder, how: str | Op, axis: str, state: Value, new: Sequence[Value], where: Sequence[Value]) -> Value:
+    """The state after a write: by one of WRITES from one new value, or by an op that goes on from the state, whose
+    operands are the new values, the state and ``valid``. ``where``: start and valid."""
+    if isinstance(how, str):
+        return b.one(WRITES[how](axis), state, *new, *where)
+    return b.one(Replace(axis), state, b.one(how, *new, state, where[1]), *where)
 
 
 @op

@@ -10,6 +10,7 @@ from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.replay import Replay
 from compiler.ops.attention import Attend, AttendCached, AttendGradient
 from compiler.ops.experts import Collect, Dispatch, ExpertDot
+from compiler.ops.linear_attend import CHUNK, LinearAttend, LinearAttendGradient
 from compiler.ops.recurrence import Recur
 from compiler.ops.state import HEADS_FIRST, CacheLayout
 
@@ -17,6 +18,7 @@ LONGEST_SCORES = 2048  # keys or queries above which no score matrix is made
 FEW_QUERIES = 16  # of a decode or verify call
 LONGEST_SCAN = 256  # positions above which a recurrence runs in blocks
 TPU_LANES = 128
+FLOPS_A_VECTOR_FLOP = 16  # of matrix products: 15 in bfloat16 on H100, 30 on TPU v5e, in round numbers
 DENSE_TOKENS = 256  # tokens up to which every expert runs on every token
 
 
@@ -59,7 +61,9 @@ class Select(Replay):
         if rule is None:
             return None
         op: Any = node.op
-        made = self.b.apply(dataclasses.replace(op, implementation=rule(self, node)), *ins)
+        chosen = rule(self, node)
+        fields: Any = {"implementation": chosen} if isinstance(chosen, str) else chosen
+        made = self.b.apply(dataclasses.replace(op, **fields), *ins)
         if isinstance(op, Dispatch) and made[0].type == ins[0].type:  # dense: tokens stay where they are
             return (ins[0], *made[1:])
         return made
@@ -95,6 +99,25 @@ def _recurrence(s: Select, node: Node) -> str:
     return "step" if length == 1 else "associative" if length <= s.choice.scan else "blocked"
 
 
+def _linear_attend(s: Select, node: Node) -> dict[str, Any]:
+    """Of the forms that can run it the one that costs least; chunks no longer than the call."""
+    op = node.op
+    assert isinstance(op, (LinearAttend, LinearAttendGradient))
+    length = s.number(node.operands[op.given.index("value")], op.axis)
+    if length == 1:
+        return {"implementation": "step", "chunk": 1}
+    chunk = min(CHUNK, 1 << (length - 1).bit_length())
+    forms = ["chunked"] if op.has("erase") else ["chunked", "scan"]
+    choices = [{"implementation": form, "chunk": chunk} for form in forms]
+    types = [[v.type for v in values] for values in (node.operands, node.results)]
+
+    def work(choice: dict[str, Any]) -> float:
+        cost = dataclasses.replace(op, **choice).cost(*types)
+        return float((cost.matrix + (cost.vector + cost.transcendental) * FLOPS_A_VECTOR_FLOP).evaluate(s.sizes))
+
+    return min(choices, key=work)
+
+
 def _experts(s: Select, node: Node) -> str:
     tokens = s.sizes.get("batch", 1) * s.sizes.get("seq", 1)
     return "dense" if tokens <= s.choice.dense_tokens else "ragged"
@@ -103,6 +126,7 @@ def _experts(s: Select, node: Node) -> str:
 RULES = {
 
     Attend: _attention, AttendCached: _attention, AttendGradient: _attention, Recur: _recurrence,
+    LinearAttend: _linear_attend, LinearAttendGradient: _linear_attend,
     Dispatch: _experts, ExpertDot: _experts, Collect: _experts,
 }  # fmt: skip
 

@@ -13,10 +13,10 @@ from compiler.graph.region import Region
 from compiler.graph.replay import Replay
 from compiler.graph.sizes import BATCH, Size
 from compiler.graph.types import TensorType
-from compiler.ops.contract import Along
+from compiler.ops.contract import Along, Op
 from compiler.ops.control import Repeat
 from compiler.ops.leaves import Input, Positions, State
-from compiler.ops.state import HEADS_FIRST, WRITES, After, CacheLayout
+from compiler.ops.state import HEADS_FIRST, After, CacheLayout, written
 from compiler.passes.dependence import Dependence
 
 STREAM = "seq"
@@ -27,11 +27,17 @@ class Pending:
     """What verify hands out instead of writing it: for one op of one layer, and the repeats around it."""
 
     label: str
-    write: str  # which write op takes it
+    write: str | Op  # what takes it: compiler/ops/state.py, ``written``
     kind: str  # of the state
-    value: TensorType
+    values: tuple[TensorType, ...]
     state: TensorType
     trips: tuple[tuple[str, int], ...]  # (axis, trips) of the repeats around, outermost first
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of what is handed out, one for each value."""
+        first = f"pending:{self.label}"
+        return (first, *(f"{first}+{i}" for i in range(1, len(self.values))))
 
 
 @dataclass
@@ -88,10 +94,13 @@ class Streaming(Replay):
         self._open[id(b)].states.append((label, argument, above))
         return argument
 
-    def write(self, name: str, state: Value, new: Value, how: str, after: Value | None = None) -> None:
-        """What the call adds to a state: written now, or handed out in verify. ``after``: the value that was read
-        from the state as it was."""
+    def write(
+        self, name: str, state: Value, new: Value | Sequence[Value], how: str | Op, after: Value | None = None
+    ) -> None:
+        """What the call adds to a state: written now, or handed out in verify. ``how``: compiler/ops/state.py,
+        ``written``. ``after``: the value that was read from the state as it was."""
         label, kind, t = self._states[state.id]
+        values = [new] if isinstance(new, Value) else list(new)
         if self.deferred:
             trips: list[tuple[str, int]] = []
             b: Builder = self.b
@@ -99,16 +108,18 @@ class Streaming(Replay):
                 trips.insert(0, (b.axis, b.trips))
                 assert b.parent is not None
                 b = b.parent
-            self.pendings.append(Pending(label, how, kind, new.type, t, tuple(trips)))
-            self._hand_out(self.b, f"pending:{label}", new)
+            pending = Pending(label, how, kind, tuple(v.type for v in values), t, tuple(trips))
+            self.pendings.append(pending)
+            for name, value in zip(pending.names, values, strict=True):
+                self._hand_out(self.b, name, value)
             return
         if after is not None:
-            new = self.b.one(After(), new, after)
-        written = self.b.one(WRITES[how](STREAM), state, new, self.start, self.valid)
+            values = [self.b.one(After(), v, after) for v in values]
+        made = written(self.b, how, STREAM, state, values, (self.start, self.valid))
         if isinstance(self.b, Region):
-            self.b.set_state(state, written)
+            self.b.set_state(state, made)
         else:
-            self.results.append((f"state:{label}", written))
+            self.results.append((f"state:{label}", made))
 
     def _hand_out(self, b: Builder, name: str, value: Value) -> None:
         (self._open[id(b)].pending if isinstance(b, Region) else self.results).append((name, value))

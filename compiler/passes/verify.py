@@ -13,17 +13,19 @@ from compiler.ops.leaves import Argument, Leaf, Parameter, State
 # Which ops a pass may bring in. An op is legal once the pass that adds it has run; other passes add none.
 ADDED_BY: dict[str, frozenset[str]] = {
     "elaborate": frozenset({
-        "input", "parameter", "argument", "constant", "positions", "distances", "repeat",
+        "input", "parameter", "argument", "constant", "positions", "distances", "index", "repeat",
         "map", "cast", "stop_gradient", "dot", "norm", "softmax", "lookup", "rotate", "sinusoid", "attend",
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
-        "recur", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot", "collect",
+        "recur", "linear_attend", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot",
+        "collect",
     }),
-    "phase": frozenset({"state", "append", "keep_last", "keep_tail", "last_valid", "after", "attend_cached"}),
+    "phase": frozenset({
+        "state", "append", "keep_last", "keep_tail", "replace", "last_valid", "after", "attend_cached",
+    }),
     "loss": frozenset({"pick"}),
     "differentiate": frozenset({
-        "attend_gradient", "put", "scatter_add", "place", "one_hot", "expert_outer", "to_rows",
-        "from_rows",
-        "conv_input", "conv_kernel", "pool_gradient",
+        "attend_gradient", "linear_attend_gradient", "put", "scatter_add", "place", "one_hot", "expert_outer",
+        "to_rows", "from_rows", "conv_input", "conv_kernel", "pool_gradient",
     }),
     "optimise": frozenset(),  # element-wise ops over the state that a phase may bring in
     "partition": frozenset({

@@ -38,6 +38,7 @@ def _rg_lru(g: np.random.Generator, n: int) -> np.ndarray:
     return _softplus_inverse(-0.5 * np.log(squared))
 
 
+WITH_AXES = ("fan_in", "log_counts")  # rules that read the axes
 # name -> (how many numbers it takes, draw)
 RULES: dict[str, tuple[int, Callable[..., np.ndarray]]] = {
     "zeros": (0, lambda g, n: np.zeros(n, np.float32)),
@@ -45,6 +46,7 @@ RULES: dict[str, tuple[int, Callable[..., np.ndarray]]] = {
     "normal": (1, lambda g, n, std: g.standard_normal(n, np.float32) * np.float32(std)),
     "uniform": (2, lambda g, n, a, b: g.uniform(a, b, n)),
     "log_uniform": (2, _log_uniform),
+    "log_of_uniform": (2, lambda g, n, a, b: np.log(g.uniform(a, b, n))),
     "inverse_softplus_log_uniform": (2, lambda g, n, a, b: _softplus_inverse(_log_uniform(g, n, a, b))),
     "rg_lru": (0, _rg_lru),
 }
@@ -58,6 +60,8 @@ def rule(init: str, axes: list[tuple[str, int]], inputs: int | None) -> Draw:
         ins = axes[-1:] if inputs is None else [(a, n) for a, n in axes[:inputs] if a not in PER]
         std = 1 / math.sqrt(math.prod(n for _, n in ins) or 1)
         return lambda g, n: g.standard_normal(n, np.float32) * np.float32(std)
+    if name == "log_counts" and not rest:  # log 1, log 2, … along the last axis (S4D-real, arXiv:2206.11893, eq. 9)
+        return lambda g, n: np.resize(np.log(np.arange(1, axes[-1][1] + 1)), n)
     count, draw = RULES[name]
     match = re.fullmatch(r"([^()]*)\)", rest) if rest else None
     try:
@@ -77,7 +81,8 @@ def random(model: Model, seed: int, dtype: str | None = None) -> Weights:
         array = np.zeros(tuple(int(s.constant) for s in t.sizes), NAMES[dtype or t.dtype])
         for at, generator in _layers(model, label, seed):
             index: tuple[Any, ...] = (*at, ...)
-            _fill(array[index].reshape(-1), draw, generator)  # a view: the axes after the layers lie together
+            layer = array[index]
+            _fill(layer.reshape(-1), draw, generator, layer.shape)  # a view: axes after the layers lie together
         arrays[label] = array
     return Weights(arrays)
 
@@ -97,7 +102,7 @@ def random_boxes(
         if not reached:
             continue
         layer = np.zeros(shape, kind)
-        _fill(layer.reshape(-1), draw, generator)
+        _fill(layer.reshape(-1), draw, generator, shape)
         for box in reached:
             inner = tuple(slice(a, z) for a, z in box[len(at) :])
             where: tuple[Any, ...] = (*(i - a for i, (a, _) in zip(at, box, strict=False)), ...)
@@ -131,8 +136,8 @@ def _draws(model: Model, only: str | None = None) -> dict[str, Draw]:
         try:
             found[label] = rule(op.init, own_axes(op, t), op.inputs)
         except KeyError:
-            allowed = ("fan_in", *(f"{n}({', '.join('ab'[:c])})" if c else n for n, (c, _) in RULES.items()))
-            hint = nearest(op.init, ["fan_in", *RULES])
+            allowed = (*WITH_AXES, *(f"{n}({', '.join('ab'[:c])})" if c else n for n, (c, _) in RULES.items()))
+            hint = nearest(op.init, [*WITH_AXES, *RULES])
             problems.append(Problem("unknown-init", f"{label}: no init is called {op.init}", None, allowed, hint))
     if problems:
         raise WeightsError(problems)
@@ -147,7 +152,10 @@ def _layers(model: Model, label: str, seed: int) -> Iterator[tuple[tuple[int, ..
         yield at, np.random.default_rng([seed, *np.frombuffer(digest, "<u4").tolist()])
 
 
-def _fill(flat: np.ndarray, draw: Draw, generator: np.random.Generator) -> None:
-    for start in range(0, flat.size, CHUNK):
-        count = min(CHUNK, flat.size - start)
+def _fill(flat: np.ndarray, draw: Draw, generator: np.random.Generator, shape: Sequence[int]) -> None:
+    """Whole rows at a time, as a rule may count along the last axis."""
+    row = shape[-1] if shape else 1
+    step = max(row, CHUNK - CHUNK % max(row, 1))
+    for start in range(0, flat.size, step):
+        count = min(step, flat.size - start)
         flat[start : start + count] = draw(generator, count)

@@ -26,6 +26,7 @@ case(
 case("an unknown option of a block", block("{args: {wide: size}, body: [{linear: wide}]}", "{mine: {§wid: 4}}"),
      "unknown-key", "wide")  # fmt: skip
 case("an arg that shadows a block", edit("span: 8", "span: 8, §attention: 3"), "shadowed-name", says="a block kind")
+case("a dim that shadows an axis", edit("mlp: 64", "mlp: 64, §groups: 2"), "shadowed-name", says="an axis by which")
 case("a dim that shadows a word", edit("mlp: 64", "mlp: 64, §gelu: 3"), "shadowed-name", says="an activation")
 case(
     "a block that shadows a kind",

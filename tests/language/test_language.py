@@ -14,7 +14,8 @@ from compiler.language.model import Model
 from compiler.language.nodes import INITS
 from compiler.language.spec import json_schema
 from compiler.ops.leaves import Constant
-from runtime.weights.initial import RULES
+from compiler.passes.phase import phase_graph
+from runtime.weights.initial import RULES, WITH_AXES
 from tests.language.bad_specs import BASE, CASES, block, edit, graph
 
 
@@ -176,7 +177,7 @@ def test_frozen_init_and_dtype_reach_down() -> None:
 
 
 def test_inits_are_those_that_can_be_drawn() -> None:
-    assert {"fan_in": 0, **{name: count for name, (count, _) in RULES.items()}} == INITS
+    assert {**dict.fromkeys(WITH_AXES, 0), **{name: count for name, (count, _) in RULES.items()}} == INITS
 
 
 def test_dtypes_and_overrides() -> None:
@@ -272,26 +273,46 @@ graph: [embed, {residual: [depthwise_module]}, unembed]
     assert "depthwise_module.c" in made.graph.names
 
 
-GATED_DELTA = """\
+DELTA = """\
 name: t
 dims: {vocab: 8, embed: 4, heads: 2, head_dim: 2, key: 2}
 blocks:
   gated_delta:
     params:
-      {query: embed -> heads key, value: embed -> heads head_dim, beta: embed -> heads, out: heads head_dim -> embed}
+      to_key: embed -> heads key
+      to_value: embed -> heads head_dim
+      beta: embed -> heads
+      out: heads head_dim -> embed
     program:
-      h: recur(query=query(input), value=value(input), delta=sigmoid(beta(input)))
+      key: l2_norm(to_key(input))
+      h: recur(to_value(input), %s)
       output: out(h)
 graph: [embed, gated_delta]
 """
 
 
-def test_what_is_still_missing_is_named() -> None:
-    """The delta rule needs more inputs of recur; a later issue brings them."""
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("", "recur needs log_decay, or key and query"),
+        ("delta=sigmoid(beta(input)), key=key", "recur with key and delta needs query"),
+        ("key=key, query=key, erase=key, delta=sigmoid(beta(input))", "give one of delta and erase"),
+        ("key=key, query=key, remove=key * sigmoid(beta(input))", "remove without erase has no meaning"),
+        ("key=key, query=key, bonus=beta(input)", "the bonus needs an axis key, found [batch seq heads]"),
+        ("key=key, query=key, delt=beta(input)", "recur has no option delt"),
+        ("key=key, query=key, over=head_dim, delta=beta(input)", "the key needs an axis head_dim"),
+    ],
+)
+def test_what_a_matrix_state_lacks_is_named(given: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:
-        model.loads(GATED_DELTA)
-    assert "recur has no option query" in caught.value.problems[0].message
-    assert "log_decay" in caught.value.problems[0].allowed
+        model.loads(DELTA % given if given else DELTA.replace(", %s", ""))
+    assert words in caught.value.problems[0].message
+
+
+def test_a_matrix_state_is_a_state() -> None:
+    made = model.loads(DELTA % "log_decay=-1, key=key, query=key, delta=sigmoid(beta(input))")
+    found = {s.kind: " ".join(t.axes) for s, t in phase_graph(made, "decode").states().values()}
+    assert found["recurrent"] == "batch heads key head_dim"
 
 
 def test_a_number_by_layer_in_a_program() -> None:
@@ -370,8 +391,6 @@ def test_a_shared_block_has_one_set_of_weights_in_and_out_of_a_repeat() -> None:
     assert {label.split(".")[0] for label in made.parameters} == {"embed", "first", "rms_norm"}
     layer = 2 * 24 + 24 * 24 + 2 * 24 * 8 + 24 * 24 + 3 * 24 * 32
     assert made.parameter_count() == 50 * 24 + 24 + layer
-    from compiler.passes.phase import phase_graph
-
     states = phase_graph(made, "decode").states()
     assert sum(s.kind == "cache" for s, _ in states.values()) == 6  # weights are shared, caches are not
     assert not set(states) & set(made.parameters)

@@ -97,6 +97,7 @@ def compare(
     worst = 0.0
     for name, value in alone.items():
         want, got = np.asarray(value, np.float64), np.asarray(found[name], np.float64)
+        assert np.isfinite(want).all() and np.isfinite(got).all(), name  # or the largest of errors would not tell
         worst = max(worst, float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30)))
     text = compiled.as_text() or ""
     return made, {"worst": worst, "planned": planned(made), "emitted": emitted(text)}

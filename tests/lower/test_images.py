@@ -3,12 +3,6 @@ convolutions are divided by rows, channels, groups and along the image."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,10 +19,10 @@ from compiler.ops.leaves import Input, Parameter
 from compiler.passes.differentiate import differentiate, extend
 from compiler.passes.prune import prune
 from costmodel.price import price
+from tests.children import rows
 from tests.lower.nfnet import reference, tiny, weights
 from tests.ops.float64 import TOLERANCE, float64, wide_arrays, widened, worst
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"batch": 2}
 DEVICES = ("rows", "height", "width and channels", "groups", "nfnet")
 
@@ -82,17 +76,8 @@ def test_priced_flops_are_those_of_the_compiled_program() -> None:
         assert counted.exact and counted.total == price(graph).at(SIZES).matrix
 
 
-@cache
 def on_devices() -> dict[str, dict[str, Any]]:
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, "-m", "tests.lower.images_on_devices"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return {r["case"]: r for r in map(json.loads, done.stdout.splitlines())}
+    return rows("tests.lower.images_on_devices", devices=4)
 
 
 @pytest.mark.parametrize("case", DEVICES)

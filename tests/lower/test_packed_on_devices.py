@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
+from tests.children import rows
 
 
 def test_packed_caches_on_a_mesh_equal_one_device() -> None:
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, "-m", "tests.lower.packed_on_devices"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = {r["case"]: r for r in map(json.loads, done.stdout.splitlines())}
+    found = rows("tests.lower.packed_on_devices", devices=8)
     assert len(found) == 4
     for name, r in found.items():
         assert r["worst"] < 1e-5, name

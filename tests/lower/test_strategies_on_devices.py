@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.children import rows
 from tests.lower.strategies_on_devices import CASES, Case
 
-ROOT = Path(__file__).parents[2]
 
-
-@cache
 def results(which: str) -> dict[str, dict[str, Any]]:
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, "-m", "tests.lower.strategies_on_devices", which]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return {r["case"]: r for r in map(json.loads, done.stdout.splitlines())}
+    return rows("tests.lower.strategies_on_devices", which, devices=8, timeout=1500)
 
 
 def check(found: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph, Value
@@ -42,6 +43,8 @@ class Case:
     sizes: Mapping[str, int] = field(default_factory=dict)
     atol: float = 2e-5
     differentiable: bool = True
+    compiled: bool = False  # run as one program, for ops of many steps
+    slow: bool = False  # with `make slow` only
 
     def types(self) -> dict[str, TensorType]:
         split = {name: text.partition(":") for name, text in self.inputs.items()}
@@ -69,7 +72,10 @@ class Case:
         return b.finish([(f"out{i}", v) for i, v in enumerate(outs)]), b, ins, outs
 
     def run(self, graph: Graph, arrays: Mapping[str, Any]) -> list[Any]:
-        return list(run(graph, Context(self.sizes, {k: jnp.asarray(x) for k, x in arrays.items()})).values())
+        def function(leaves: Mapping[str, Any]) -> list[Any]:
+            return list(run(graph, Context(self.sizes, leaves)).values())
+
+        return (jax.jit(function) if self.compiled else function)({k: jnp.asarray(x) for k, x in arrays.items()})
 
     def gradient_graph(self) -> Graph:
         """Outputs: the cotangent of each floating input, for cotangents ``g0``, … of the floating results."""
@@ -92,13 +98,22 @@ class Case:
         whole = {k: a for k, a in arrays.items() if not np.issubdtype(a.dtype, np.floating)}
         floats = {k: a for k, a in arrays.items() if k not in whole}
         indices = [i for i, (_, v) in enumerate(forward.outputs) if v.type.dtype.startswith("float")]
-        outs, pull = jax.vjp(lambda f: [self.run(forward, {**f, **whole})[i] for i in indices], floats)
         draw = np.random.default_rng(1)
-        gs = [draw.normal(size=y.shape).astype(y.dtype) for y in outs]
-        theirs = pull(gs)[0]
+        types = [forward.outputs[i][1].type for i in indices]
+        gs = [draw.normal(size=[int(n.evaluate(self.sizes)) for n in t.sizes]).astype(t.dtype) for t in types]
+
+        def pull(floats: Mapping[str, Any], gs: Any) -> Any:
+            return jax.vjp(lambda f: [self.run(forward, {**f, **whole})[i] for i in indices], floats)[1](gs)[0]
+
+        theirs = (jax.jit(pull) if self.compiled else pull)(floats, gs)
         ours = self.run(back, {**arrays, **{f"g{i}": g for i, g in zip(indices, gs, strict=True)}})
         assert len(ours) == len(theirs), f"{self.id}: gradients of {len(ours)} of {len(theirs)} inputs"
         return [np.asarray(x) for x in ours], [np.asarray(theirs[k]) for k in floats]
+
+
+def params(cases: Sequence[Case]) -> list[Any]:
+    """For ``pytest.mark.parametrize``."""
+    return [pytest.param(c, marks=pytest.mark.slow if c.slow else (), id=c.id) for c in cases]
 
 
 def close(found: Any, want: Any, atol: float) -> None:

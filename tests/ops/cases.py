@@ -19,8 +19,8 @@ from compiler.ops.recurrence import Recur, ShortConv
 from compiler.ops.rotate import Rotate
 from compiler.ops.rows import FromRows, ToRows
 from compiler.ops.shape import Merge, Pad, Split
+from tests.ops import linear_cases, window_cases
 from tests.ops import reference as ref
-from tests.ops import window_cases
 from tests.ops.build import Case
 
 N: Any = np
@@ -77,6 +77,10 @@ def _elementwise() -> list[Case]:
 def _shapes() -> list[Case]:
     x = {"x": "batch=2 seq=3 embed=4"}
     return [
+        Case("index", {"x": "batch=2 heads=3"}, lambda b, x: b.mul(x, b.index(x, "heads")), lambda x: x * np.arange(3)),
+        *(Case(f"{fn}_of_two", {"x": "batch=2 heads=3 embed=4"}, _call(fn, ["heads", "embed"], 1e-3),
+               lambda x, k=kind: ref.norm(k, 1e-3)(x.reshape(2, 12)).reshape(2, 3, 4))
+          for fn, kind in (("rms_norm", "rms"), ("layer_norm", "layer"), ("l2_norm", "l2"))),
         Case("arrange", x, _call("arrange", ("embed", "batch", "seq")), lambda x: x.transpose(2, 0, 1)),
         Case("rename", x, _call("rename", embed="mlp"), lambda x: x),
         Case("split", x, lambda b, x: b.one(Split("embed", ("a", "b"), (Size.of(2), Size.of(2))), x),
@@ -345,6 +349,7 @@ def _experts() -> list[Case]:
     ]  # fmt: skip
 
 
-CASES = [*_elementwise(), *_shapes(), *_products(), *_attention(), *_recurrences(), *_experts(), *window_cases.cases()]
+CASES = [*_elementwise(), *_shapes(), *_products(), *_attention(), *_recurrences(), *_experts(), *window_cases.cases(),
+         *linear_cases.cases()]  # fmt: skip
 untested = set(TABLE) - {c.id for c in CASES}
 assert not untested, f"functions without a case: {untested}"

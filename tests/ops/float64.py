@@ -73,10 +73,10 @@ def widened(graph: Graph) -> Graph:
     return Graph(tuple(map(_node, graph.nodes)), outputs)
 
 
-def evaluate(graph: Graph, sizes: Mapping[str, int], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A widened graph's outputs."""
-    found = run(graph, Context(sizes, {k: jnp.asarray(x) for k, x in arrays.items()}))
-    return {k: np.asarray(x) for k, x in found.items()}
+def compiled(graph: Graph, sizes: Mapping[str, int]) -> Callable[[Mapping[str, Any]], dict[str, np.ndarray]]:
+    """A widened graph as a function from its inputs to its outputs."""
+    function = jax.jit(lambda leaves: run(graph, Context(sizes, leaves)))
+    return lambda arrays: {k: np.asarray(x) for k, x in function(dict(arrays)).items()}
 
 
 def wide_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from compiler.passes.verify import ADDED_BY
 # Ops whose cost is that of moving data (every operand read, every result written): the base's rule says it.
 MOVES = {
     "arrange", "cast", "concat", "expand", "pad", "pick_experts", "shift", "slice",
-    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "permute", "positions", "distances",
+    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "permute", "positions", "distances", "index",
 }  # fmt: skip
 
 

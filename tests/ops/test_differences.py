@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,9 +24,9 @@ from compiler.passes.phase import phase_graph
 from compiler.passes.select import Choice, select
 from compiler.passes.verify import ADDED_BY
 from runtime.weights.initial import random
-from tests.ops.build import Case
+from tests.ops.build import Case, params
 from tests.ops.cases import CASES
-from tests.ops.float64 import TOLERANCE, evaluate, float64, wide_arrays, widened, worst
+from tests.ops.float64 import TOLERANCE, compiled, float64, wide_arrays, widened, worst
 
 DIFFERENTIABLE = [c for c in CASES if c.differentiable and c.id != "stop_gradient"]
 
@@ -74,27 +75,26 @@ SIZES = {"batch": 2, "seq": 5}
 # Many products by many small steps: half a minute together, with `make slow`.
 LONG = {
     "attend_relative_blocked", "attend_buckets", "attend_dense", "attend_chunks_both_ways", "attend_both_ways_tiles",
-    "attend_cross_blocked",
+    "attend_cross_blocked", "linear_attend_gated_delta_chunked_7_state_ends", "linear_attend_rwkv7_chunked_10",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.slow if c.id in LONG else (), id=c.id) for c in DIFFERENTIABLE]
-)
+@pytest.mark.parametrize("case", params([replace(c, slow=c.slow or c.id in LONG) for c in DIFFERENTIABLE]))
 def test_an_op_s_gradient_equals_differences(case: Case) -> None:
     forward, back = widened(case.graph()), widened(case.gradient_graph())
     arrays = wide_arrays(case.arrays())
     names = [name for name, t in case.types().items() if t.dtype.startswith("float")]
     with float64():
         draw = np.random.default_rng(1)
-        outs = evaluate(forward, case.sizes, arrays).values()
+        outputs = compiled(forward, case.sizes)
+        outs = outputs(arrays).values()
         gs = {f"g{i}": draw.normal(size=y.shape) for i, y in enumerate(outs) if np.issubdtype(y.dtype, np.floating)}
 
         def f(at: dict[str, np.ndarray]) -> float:
-            ys = list(evaluate(forward, case.sizes, at).values())
+            ys = list(outputs(at).values())
             return float(sum((ys[int(name[1:])] * g).sum() for name, g in gs.items()))
 
-        found = evaluate(back, case.sizes, {**arrays, **gs})
+        found = compiled(back, case.sizes)({**arrays, **gs})
         gradients = {names[int(name[1:])]: g for name, g in found.items()}
         assert all(g.dtype == np.float64 for g in gradients.values())
         assert worst(f, arrays, gradients) < TOLERANCE

@@ -7,7 +7,7 @@ import pytest
 
 from compiler.ops.contract import OPS
 from compiler.passes.verify import ADDED_BY, verify
-from tests.ops.build import Case, close
+from tests.ops.build import Case, close, params
 from tests.ops.cases import CASES
 
 TESTED_ELSEWHERE = {  # leaves, regions (tests/passes), collectives (tests/lower), state (test_state)
@@ -16,7 +16,7 @@ TESTED_ELSEWHERE = {  # leaves, regions (tests/passes), collectives (tests/lower
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.expect], ids=lambda c: c.id)
+@pytest.mark.parametrize("case", params([c for c in CASES if c.expect]))
 def test_equals_numpy(case: Case) -> None:
     arrays = case.arrays()
     graph = case.graph()
@@ -30,7 +30,7 @@ def test_equals_numpy(case: Case) -> None:
         assert found.shape == tuple(int(s.evaluate(case.sizes)) for s in value.type.sizes)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.differentiable], ids=lambda c: c.id)
+@pytest.mark.parametrize("case", params([c for c in CASES if c.differentiable]))
 def test_gradient_equals_jax(case: Case) -> None:
     for ours, theirs in zip(*case.gradients(), strict=True):
         close(ours, theirs, case.atol)

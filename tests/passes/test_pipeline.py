@@ -29,7 +29,7 @@ from compiler.passes.verify import IllegalGraph
 from tests.passes.specs import spec
 
 SPECS = sorted(p.stem for p in (Path(__file__).parents[2] / "specs" / "models").glob("*.yaml"))
-SIZES = {"batch": 2, "seq": 16, "capacity": 64}
+SIZES = {"batch": 2, "seq": 16, "capacity": 64, "source": 12}
 
 
 @pytest.mark.parametrize("name", SPECS)

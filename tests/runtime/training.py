@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.children import ROOT, environment
 from tests.runtime.weights.specs import LLAMA
 
-ROOT = Path(__file__).parents[2]
 SPEC = LLAMA.replace("vocab: 96", "vocab: 256").replace("kv_heads: 2", "kv_heads: 4")
 OPTIONS = ("--batch", "8", "--length", "32", "--lr", "1e-2")
 
@@ -29,15 +29,17 @@ def write(folder: Path) -> tuple[Path, Path]:
     return spec, text
 
 
-def start(*arguments: str | Path, devices: int = 1, **environment: str) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, devices: int = 1, **environ: str) -> subprocess.Popen[str]:
     """A command of the command line in a process with so many CPU devices."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        **environment,
-    }  # fmt: skip
     command = [sys.executable, "-m", "blockgraph", *map(str, arguments)]
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env=environment(devices, **environ),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def start_group(count: int, *arguments: str | Path, more: tuple[str, ...] = ()) -> list[subprocess.Popen[str]]:
