@@ -136,7 +136,7 @@ def compile(
     phase, note = phase_of(model, phase)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), logits, training or Training(), asked)
     compiled = compiling.run(model, request, found, out, check, time_limit, export, progress)
-    notes = (*((note,) if note is not None else ()), *compiled.result.notes)
+    notes = (*model.notes, *((note,) if note is not None else ()), *compiled.result.notes)
     compiled = replace(compiled, result=replace(compiled.result, notes=notes))
     if compiled.out is not None:
         write_json(compiled.out / "summary.json", compiled.as_json())
@@ -345,12 +345,17 @@ def export(
     format: str = "huggingface",
     progress: Any = None,
 ) -> list[Path]:
-    """Writes weights as safetensors under the published names of ``format``."""
+    """Writes weights as safetensors under the published names of ``format``; those of a model whose spec holds them in
+    few bits as they are held, under our own."""
     from runtime.weights.load import export as write
     from runtime.weights.load import load as read_weights
 
     model = load(model) if isinstance(model, str) else model
     loaded = read_weights(model, Path(weights), progress=progress)
+    if model.policy.weights is not None:
+        from runtime.weights.packing import save
+
+        return [save(model, loaded.arrays, Path(out), loaded.rows)]
     return list(write(model, loaded, Path(out), format=format, progress=progress))
 
 

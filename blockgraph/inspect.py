@@ -17,14 +17,24 @@ from compiler.graph.sizes import Size
 from compiler.graph.types import TensorType
 from compiler.language.model import Model
 from compiler.ops.leaves import Input, Layers, Parameter
+from compiler.ops.packed import SCALE
 from compiler.passes.call import whole_prompt
+from compiler.passes.pack import held
 from compiler.passes.phase import PHASES, phase_graph
 from compiler.passes.select import Choice
 from costmodel.price import price
 
 CONTEXT = 8192  # tokens at which state is told, unless asked otherwise
 STREAMING = ("prefill", "decode", "verify", "commit")
-SHOWN = ("elaborate", "phase", "select", "loss", "differentiate", "optimise")  # passes whose graph can be printed
+SHOWN = (
+    "elaborate",
+    "phase",
+    "select",
+    "pack",
+    "loss",
+    "differentiate",
+    "optimise",
+)  # whose graph can be printed
 TRAINING = ("loss", "differentiate", "optimise")
 _FAR = 1 << 30  # a context beyond every window: what still grows there grows without end
 
@@ -57,8 +67,10 @@ def blocks(model: Model) -> dict[str, Block]:
     """Every path that holds parameters and every path above one, parents before children, in order of use."""
     embedding = {leaf.label for leaf in price(model.graph).parameters if leaf.embedding}
     found: dict[str, Block] = {}
+    types = held(model)
     for label, (op, t) in model.parameters.items():
-        count, size = int(t.elements.constant), int(t.bytes.constant)
+        count = int(t.elements.constant)
+        size = sum(int(types[k].bytes.constant) for k in (label, label + SCALE) if k in types)
         layers = list(_layers(op))
         for path in _above(op.path):
             block = found.setdefault(path, Block(path))
@@ -103,7 +115,7 @@ def summary(model: Model, context: int = CONTEXT, sizes: Mapping[str, int] | Non
     tops = [b for b in made.values() if "." not in b.path]
     total, embedding = sum(b.parameters for b in tops), sum(b.embedding for b in tops)
     by_dtype: dict[str, int] = {}
-    for _, t in model.parameters.values():
+    for t in held(model).values():
         by_dtype[t.dtype] = by_dtype.get(t.dtype, 0) + int(t.bytes.constant)
     trainable = sum(int(t.elements.constant) for op, t in model.parameters.values() if op.trainable)
     inputs = {n.op.label: str(n.result.type) for n in model.graph.leaves(Input) if isinstance(n.op, Input)}
@@ -111,12 +123,14 @@ def summary(model: Model, context: int = CONTEXT, sizes: Mapping[str, int] | Non
     return {
         "name": model.name,
         "paper": model.spec.paper,
+        "stand_in": model.spec.stand_in,
         "files": [str(f) for f in model.document.files],
         "dims": dict(model.dims),
         "args": dict(model.args),
         "inputs": inputs,
         "outputs": {name: str(value.type) for name, value in model.graph.outputs},
         "dtypes": {"params": policy.params, "compute": policy.compute, "residual": policy.residual,
+                   **({"weights": f"{policy.weights} by {policy.group}"} if policy.weights else {}),
                    "master": model.spec.dtypes.master},
         "sources": dict(model.spec.sources),
         "assumed": dict(model.spec.assumed),
@@ -125,6 +139,7 @@ def summary(model: Model, context: int = CONTEXT, sizes: Mapping[str, int] | Non
             "embedding": embedding,
             "non_embedding": total - embedding,
             "trainable": trainable,
+            "active": round(sum(int(t.elements.constant) * op.used for op, t in model.parameters.values())),
             "bytes": sum(by_dtype.values()),
             "bytes_by_dtype": by_dtype,
             "by_block": [b.as_json() for b in made.values()],

@@ -14,7 +14,7 @@ from compiler.graph.types import TensorType
 from compiler.ops.control import Repeat
 from compiler.ops.leaves import Parameter, State
 
-VIEWS = frozenset({"cast", "rename", "split", "merge", "arrange", "stop_gradient"})
+VIEWS = frozenset({"cast", "rename", "split", "merge", "arrange", "stop_gradient", "unpack"})
 WRITES = frozenset({"append", "keep_last", "keep_tail"})  # in place: the result is the state
 
 

@@ -20,6 +20,7 @@ from compiler.graph.sizes import ZERO, Size
 from compiler.graph.types import DTYPE_BITS, TensorType
 from compiler.ops.leaves import Leaf, Parameter, State
 from compiler.ops.lookup import Lookup
+from compiler.ops.packed import SCALE
 from costmodel.origins import AS_WRITTEN, VIEWS, Origin, Stored, origins, stored_type
 
 RIDES = VIEWS | frozenset(
@@ -126,8 +127,9 @@ class Price:
         return sum((at(item, env) for item in self.items), Work())
 
     def parameter_count(self, embedding: bool | None = None) -> int:
-        """Elements; of embedding tables only, of all others, or of both."""
-        chosen = [p for p in self.parameters if embedding is None or p.embedding == embedding]
+        """Elements; of embedding tables only, of all others, or of both. Scales of packed ones are no parameters."""
+        own = [p for p in self.parameters if not p.label.endswith(SCALE)]
+        chosen = [p for p in own if embedding is None or p.embedding == embedding]
         return int(sum(p.type.elements.constant for p in chosen))
 
     def parameter_bytes(self) -> dict[str, float]:
@@ -199,11 +201,9 @@ def _item(node: Node, times: Size, found: Mapping[int, Origin]) -> Item:
         ZERO,
         cost.padding,
     )
-    if op.name in VIEWS:  # what reads a view reads what is behind it
-        return item
     stores = {"parameter": ZERO, "state": ZERO}
     for i, v in enumerate(node.operands):
-        if v.id in found:
+        if v.id in found and not (i == 0 and op.name in VIEWS):  # what reads a view reads what is behind it
             origin = found[v.id]
             stores[origin.kind] = stores[origin.kind] + _share(op, ins, outs, i)
     rest = ZERO if rides else cost.read + cost.written - stores["parameter"] - stores["state"]

@@ -93,7 +93,7 @@ def simulate(
         calls = -(-length // chunk)
         told.insert(0, f"this is one call of {chunk:,} tokens a row: {length:,} tokens take {calls:,} such calls")
     return dataclasses.replace(
-        plan, assumptions=(*plan.assumptions, *told), chunk=chunk, notes=(note,) if note is not None else ()
+        plan, assumptions=(*plan.assumptions, *told), chunk=chunk, notes=(*model.notes, *((note,) if note else ()))
     )
 
 

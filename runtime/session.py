@@ -23,6 +23,7 @@ from runtime import markers  # noqa: E402
 from runtime.meshed import Meshed  # noqa: E402
 from runtime.meshed import Place as Place  # noqa: E402
 from runtime.meshed import meshed as meshed  # noqa: E402
+from runtime.weights.packing import packed_arrays  # noqa: E402
 
 CHUNK = 256  # tokens of one prefill call
 
@@ -45,7 +46,8 @@ class Session:
         self.model, self.batch, self.capacity = model, batch, capacity
         self.chunk = min(chunk, capacity)
         self.on = on
-        self.params = {k: jax.device_put(v) for k, v in params.items()} if on is None else on.params(params)
+        held = packed_arrays(model, params, None if on is None else on.shardings())
+        self.params = {k: jax.device_put(v) for k, v in held.items()} if on is None else on.params(held)
         platform = jax.default_backend()
         choice = Choice.of(platform if platform in ("cpu", "tpu") else "gpu")
         common = {"batch": batch, "capacity": capacity, **(sizes or {})}

@@ -26,6 +26,7 @@ from compiler.lower.program import program  # noqa: E402
 from compiler.ops.control import Repeat  # noqa: E402
 from compiler.ops.control import stack as stacked  # noqa: E402
 from compiler.ops.leaves import Layers, Parameter  # noqa: E402
+from runtime.weights.packing import packed_arrays  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def trace(
     lengths = [k for k in made.inputs if k.endswith("_lengths") and k not in inputs]
     extra = {k: np.full(batch, full_sizes[k.removesuffix("_lengths")], np.int32) for k in lengths}
     full = dataclasses.replace(made, graph=traced.graph)
-    own = {k: params[k] for k in made.parameters}
+    held = packed_arrays(model, params)
+    own = {k: held[k] for k in made.parameters}
     outputs, _ = jax.jit(full.function())(own, {}, {**inputs, **extra})
     arrays = {}
     for key in {e.output for e in traced.entries}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from compiler.lower.entry import program_of  # noqa: E402
 from compiler.lower.train import TrainingStep  # noqa: E402
 from compiler.parallel.build import build  # noqa: E402
 from compiler.parallel.request import Request, Wires  # noqa: E402
+from compiler.passes.accumulate import WEIGHT  # noqa: E402
 from compiler.passes.call import TRAIN  # noqa: E402
 from compiler.targets.types import Target  # noqa: E402
 from runtime import markers  # noqa: E402
@@ -38,8 +39,10 @@ class Diverged(BlockgraphError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one step said. ``loss``: mean next-token cross-entropy in nats, before the update; ``gradient_norm``: before
-    clipping; ``tokens_per_s``: of all devices together, of this step; ``seconds``: with the transfer of the batch."""
+    """What one step said. ``loss``: mean next-token cross-entropy in nats, before the update, plus the further terms
+    that the model has; ``terms``: these and the cross-entropy by name, none where it is alone; ``gradient_norm``:
+    before clipping; ``tokens_per_s``: of all devices together, of this step; ``seconds``: with the transfer of the
+    batch."""
 
     step: int  # from 1
     loss: float
@@ -47,6 +50,7 @@ class Step:
     learning_rate: float
     seconds: float
     tokens_per_s: float
+    terms: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -110,10 +114,12 @@ class Trainer:
         self._check(inputs, tokens)
         given = {k: inputs[k] for k in self.program.inputs}
         out, self.params, self.state = self._step(self.params, self.state, self._placed(given))
-        loss, norm = float(np.asarray(out["loss"])), float(np.asarray(out["gradient_norm"]))
+        said = {name: float(np.asarray(value)) for name, value in out.items()}
+        loss, norm = said.pop("loss"), said.pop("gradient_norm")
+        del said[WEIGHT]
         self.count += 1
         seconds = time.perf_counter() - started
-        return Step(self.count, loss, norm, rate, seconds, tokens.size / seconds)
+        return Step(self.count, loss, norm, rate, seconds, tokens.size / seconds, said)
 
     def run(self, batches: Batches, steps: int, rate: float, warmup: int = 0) -> Iterator[Step]:
         """So many steps. The learning rate rises in equal parts over ``warmup`` steps and then stays. Raises Diverged

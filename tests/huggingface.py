@@ -18,7 +18,7 @@ SPECS = {
     "gemma": "gemma-2b", "gemma2": "gemma2-9b", "recurrent_gemma": "recurrentgemma-2b", "mixtral": "mixtral-8x7b",
     "llama_tied": "smollm2-135m", "llama": "llama", "llama_sharded": "llama", "mistral": "mistral", "qwen2": "qwen2",
     "qwen3": "qwen3", "gpt_neox": "gpt_neox", "llama3": "llama3", "qwen2_yarn": "qwen2_yarn",
-    "gpt2": "gpt2", "bloom": "bloom",
+    "gpt2": "gpt2", "bloom": "bloom", "qwen3_moe": "qwen3_moe", "deepseek_v3": "deepseek-v3",
     "mamba": "mamba", "mamba2": "mamba2", "rwkv": "rwkv4", "qwen3_next": "qwen3-next-80b-a3b",
 }  # fmt: skip
 # Specs whose dims and args have names of their own: {ours: config.json's}.
@@ -89,14 +89,29 @@ def overrides(case: str) -> dict[str, Any]:
         "recurrent_gemma": {"rnn": c.get("lru_width"), "mlp": found["mlp"] // 2,
                             "window": c.get("attention_window_size"), "logit_cap": c.get("logits_soft_cap")},
         "mixtral": {"experts": c.get("num_local_experts"), "active": c.get("num_experts_per_tok"), "theta": theta},
+        "qwen3_moe": {"experts": first("num_experts", "num_local_experts"), "active": c.get("num_experts_per_tok"),
+                      "mlp": c.get("moe_intermediate_size"), "theta": theta},
+        "deepseek_v3": _deepseek(c) if case == "deepseek_v3" else {},
         "mistral": {"window": c.get("sliding_window"), "theta": theta},
         "gpt2": {"context": c.get("n_positions")},
         **{key: {"theta": theta} for key in with_theta},
     }  # fmt: skip
     found.update(more.get(case, {}))
-    if case == "recurrent_gemma":
-        del found["head_dim"]
+    for name in {"recurrent_gemma": ["head_dim"], "deepseek_v3": ["kv_heads"]}.get(case, []):
+        del found[name]
     return found
+
+
+def _deepseek(c: dict[str, Any]) -> dict[str, Any]:
+    rope = c["rope_parameters"]
+    return {
+        "head_dim": c["qk_nope_head_dim"], "rotary_dim": c["qk_rope_head_dim"], "value_dim": c["v_head_dim"],
+        "rank": c["kv_lora_rank"], "query_rank": c["q_lora_rank"], "mlp": c["moe_intermediate_size"],
+        "experts": c["n_routed_experts"], "active": c["num_experts_per_tok"], "dense": c["first_k_dense_replace"],
+        "dense_mlp": c["intermediate_size"], "shared": c["n_shared_experts"], "groups": c["n_group"],
+        "active_groups": c["topk_group"], "expert_scale": c["routed_scaling_factor"], "theta": rope["rope_theta"],
+        "stretch": rope["factor"], "original": rope["original_max_position_embeddings"],
+    }  # fmt: skip
 
 
 def model(case: str) -> Model:

@@ -50,8 +50,10 @@ def _models(as_json: bool) -> None:
             continue
         base = model.document.files[1].stem if len(model.document.files) > 1 else None
         sizes = list(table.rows(path)) if path.with_suffix(".csv").is_file() else []
-        rows.append({"name": name, "parameters": model.parameter_count(), "paper": model.spec.paper,
-                     "extends": base, "file": str(path), **({"sizes": sizes} if sizes else {})})  # fmt: skip
+        rows.append({
+            "name": name, "parameters": model.parameter_count(), "paper": model.spec.paper,
+            "stand_in": model.spec.stand_in, "extends": base, "file": str(path), **({"sizes": sizes} if sizes else {}),
+        })  # fmt: skip
     if as_json:
         screen.print_json({"models": rows})
         return
@@ -59,7 +61,8 @@ def _models(as_json: bool) -> None:
     for row in rows:
         broken = units.counted(len(row["problems"]), "problem", "problems") if "problems" in row else ""
         name = f"{row['name']}@{row['sizes'][0]} … @{row['sizes'][-1]}" if "sizes" in row else row["name"]
-        shown.add_row(name, broken or f"{row['parameters']:,}", screen.cell(row.get("paper") or ""))
+        paper = f"{row.get('paper') or ''}{', a stand-in' if row.get('stand_in') else ''}"
+        shown.add_row(name, broken or f"{row['parameters']:,}", screen.cell(paper))
     screen.console().print(shown)
 
 

@@ -45,6 +45,8 @@ def _headline(made: Mapping[str, Any]) -> Text:
     text = Text(screen.clean(made["name"]), style="bold")
     if made["paper"]:
         text.append(f"  {screen.clean(made['paper'])}", style="not bold dim")
+    if made["stand_in"]:
+        text.append(f"\nstand-in: {screen.clean(made['stand_in'])}", style="not bold yellow")
     line = " · ".join([f"{parameters['total']:,} parameters", *([stored] if stored else []), *told])
     return text.append(f"\n{line}", style="not bold")
 
@@ -71,6 +73,8 @@ def _blocks(parameters: Mapping[str, Any], depth: int) -> Table:
     for name in ("embedding", "non_embedding"):
         count = parameters[name]
         table.add_row("  " + name.replace("_", "-"), f"{count:,}", screen.share(count, total), "", "", "")
+    if parameters["active"] != total:  # of sparse experts; the embedding's rows counted as all of it
+        table.add_row("  of one token", f"{parameters['active']:,}", screen.share(parameters["active"], total))
     if parameters["trainable"] != total:
         table.add_row("  trainable", f"{parameters['trainable']:,}", screen.share(parameters["trainable"], total))
     return table

@@ -138,7 +138,9 @@ def _line(value: dict[str, Any]) -> None:
 
 def _text(s: Step) -> str:
     rate = f"{s.tokens_per_s:>10,.0f} tokens/s"
-    return f"step {s.step:>6,}  loss {s.loss:8.4f}  gradient norm {s.gradient_norm:9.4g}  {rate}"
+    parts = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in s.terms.items())
+    whole = f"loss {s.loss:8.4f}" + (f" = {parts}" if parts else "")
+    return f"step {s.step:>6,}  {whole}  gradient norm {s.gradient_norm:9.4g}  {rate}"
 
 
 class _Bar:

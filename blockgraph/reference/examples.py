@@ -16,7 +16,9 @@ AFTER_EMBED = "graph:\n  - embed\n  - "
 NODES: dict[str, str] = {
     "attention": "attention: {window: 32, position: rope, softcap: 50}",
     "conv": "conv: {to: 64, kernel: 3, stride: 2, bias: true}",
+    "fill": "{fill: {where: 999}, from: {features: seen, ids: tokens}}",
     "gain": "gain: {over: last}",
+    "latent_attention": "latent_attention: {rank: 32, rotary_dim: 8, query_rank: 48}",
     "linear": "linear: {to: mlp, bias: true}",
     "merge": "merge: {axes: [height, width], to: patches}",
     "mlp": "mlp: {gate: gelu_tanh}",
@@ -34,13 +36,25 @@ NODES: dict[str, str] = {
     "concat": "concat: {axis: hidden, of: [{linear: {to: 32}, name: left}, {linear: {to: 96}, name: right}]}",
     "repeat": "repeat: {times: 6, cycle: [{rms_norm: , name: norm}, {mlp: {act: gelu}}]}",
 }  # fmt: skip
+FILLED = """\
+inputs: {tokens: {kind: tokens}, images: {kind: image, size: [32, 32]}}
+graph:
+  seen: [{conv: {to: embed, kernel: 8, stride: 8}, from: images}, {merge: {axes: [height, width], to: patches}}]
+  logits:
+    - {embed: , from: tokens}
+    - {fill: {where: 999}, from: {features: seen, ids: tokens}}
+    - unembed
+"""
 WHOLE: dict[str, str] = {
+    "fill": FILLED,
     "embed": "graph:\n  - embed: {scale: sqrt(embed)}\n",
     "conv": f"{AFTER_IMAGE}{NODES['conv']}\n",
     "merge": f"{AFTER_IMAGE}conv: {{to: embed, kernel: 8, stride: 8}}\n  - {NODES['merge']}\n",
     "pool": f"{AFTER_IMAGE}{NODES['pool']}\n",
 }
 PORTED: dict[tuple[str, str], str] = {
+    ("fill", "features"): FILLED,
+    ("fill", "ids"): FILLED,
     ("attention", "table"): """\
 blocks: {bias: {dims: {buckets: 32}, params: {table: buckets heads}, program: {output: table}}}
 graph:
@@ -69,6 +83,10 @@ graph:
     from: {prefix: prompt}
 """,
 }  # fmt: skip
+MORE = tuple(f"{AFTER_EMBED}{node}\n" for node in (  # options that bring in ops of their own
+    "moe: {gate: silu, capacity: 1.25}", "moe: {gate: silu, choice: expert}",
+))  # fmt: skip
+MORE += (f"dtypes: {{weights: int4}}\n{AFTER_EMBED}moe: {{gate: silu}}\n  - unembed: {{tied: embed}}\n",)
 # Ops that no kind uses, but programs do.
 PROGRAMS: tuple[str, ...] = (
     """\
@@ -117,4 +135,4 @@ def all_models() -> list[Model]:
     """Every example, elaborated."""
     names = sorted({*kinds(), *FORMS})
     ported = [with_port(name, port) for name, cls in sorted(kinds().items()) for port in cls.ports]
-    return [build(text) for text in [*(graph(n) for n in names), *ported, *PROGRAMS]]
+    return [build(text) for text in [*(graph(n) for n in names), *ported, *PROGRAMS, *MORE]]

@@ -24,6 +24,7 @@ from compiler.ops.leaves import Input, Leaf
 from compiler.passes.differentiate import differentiate
 from compiler.passes.loss import next_token_loss
 from compiler.passes.one_f_one_b import one_f_one_b
+from compiler.passes.pack import pack
 from compiler.passes.phase import phase_graph
 from compiler.passes.stages import Stages
 
@@ -177,7 +178,7 @@ def _graphs() -> Iterator[tuple[Graph, dict[int, list[tuple[str, TensorType]]]]]
         yield model.graph, states(model)
         for phase in ("prefill", "verify", "commit", "encode"):
             try:
-                yield phase_graph(model, phase).graph, {}
+                yield pack(phase_graph(model, phase).graph), {}
             except BlockgraphError:
                 continue
         yield from _backward(model)

@@ -23,7 +23,7 @@ class Embed(Block):
     round_scale: Flag = False  # round the scale to bfloat16 first, as RecurrentGemma's code does
 
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
-        table = env.weight("table", [("vocab", self.vocab), ("embed", self.embed)])
+        table = env.weight("table", [("vocab", self.vocab), ("embed", self.embed)], table=True)
         y = env.b.cast(env.b.lookup(table, x), env.policy.residual)
         if self.scale is None:
             return y

@@ -5,6 +5,8 @@ from compiler.blocks import (  # noqa: F401
     attention,
     conv,
     embed,
+    fill,
+    latent_attention,
     linear,
     mlp,
     moe,

@@ -157,11 +157,13 @@ class Rope(Way):
     pairs: Annotated[Literal["half", "interleaved"], Word] = "half"
     scaling: Scaled | None = None
 
+    def how(self) -> dict[str, Any]:
+        """As the op takes it."""
+        given: dict[str, Any] = {"theta": self.theta, "fraction": self.fraction, "pairs": self.pairs}
+        return given if self.scaling is None else {**given, "scaling": self.scaling.made()}
+
     def located(self, at: Place, q: Value, k: Value) -> Located:
-        b = at.env.b
-        how: dict[str, Any] = {"theta": self.theta, "fraction": self.fraction, "pairs": self.pairs}
-        if self.scaling is not None:
-            how["scaling"] = self.scaling.made()
+        b, how = at.env.b, self.how()
         q = b.rotate(q, b.positions(at.x, at.queries), **how)
         return Located(q, b.rotate(k, b.positions(at.source, at.keys), **how))
 

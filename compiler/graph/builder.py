@@ -26,6 +26,7 @@ class Builder:
         self.known: set[int] = set()
         self.captured: dict[int, Value] = {}  # parent's value id -> region argument
         self.capture_order: list[Value] = []
+        self.losses: dict[str, Value] = {}  # terms of the training loss by name, each a number a row [batch]
         self._ids: Iterator[int] = parent._ids if parent else itertools.count(first_id)
         self.unrolled: str | None = None  # why a repeat was written out, if one was
         self.path: str = parent.path if parent else ""
@@ -78,12 +79,12 @@ class Builder:
     # -- trials
     def save(self) -> tuple[Any, ...]:
         """What has been built so far, to come back to with ``restore``."""
-        return len(self.nodes), dict(self.names), set(self.known), dict(self.captured), list(self.capture_order)
+        books = self.names, self.known, self.captured, self.capture_order, self.losses
+        return len(self.nodes), *(b.copy() for b in books)
 
     def restore(self, saved: tuple[Any, ...]) -> None:
-        length, names, known, captured, order = saved
-        del self.nodes[length:]
-        self.names, self.known, self.captured, self.capture_order = dict(names), set(known), dict(captured), list(order)
+        del self.nodes[saved[0] :]
+        self.names, self.known, self.captured, self.capture_order, self.losses = (b.copy() for b in saved[1:])
 
     # -- places
     @contextmanager

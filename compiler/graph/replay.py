@@ -21,6 +21,14 @@ class Replay:
     def rewrite(self, node: Node, ins: Sequence[Value]) -> Sequence[Value] | None:
         return None
 
+    def captured_argument(self, old: int, value: Value) -> Value:
+        """What stands in a region for an argument (by its old id) that captures ``value``."""
+        return value
+
+    def stacked_argument(self, region: Region, old: int, value: Value) -> Value:
+        """The same for an argument that is a trip's slice of ``value``."""
+        return region.stacked(value)
+
     def region_opened(self, region: Region) -> None:
         """Called with the new region before its nodes are replayed."""
 
@@ -80,9 +88,9 @@ class Replay:
         for old, value in carried:
             self.map[old] = region.carry(value)
         for old, value in captured:
-            self.map[old] = value  # captured anew on first use
+            self.map[old] = self.captured_argument(old, value)  # captured anew on first use
         for old, value in stacked:
-            self.map[old] = region.stacked(value)
+            self.map[old] = self.stacked_argument(region, old, value)
         for old, value in states:
             self.map[old] = region.state(value)
         self.region_opened(region)

@@ -18,7 +18,7 @@ from compiler.ops.elementwise import TABLE
 
 HIDDEN = {
     "constant", "positions", "reduce", "expand", "arrange", "first", "lookup", "cast", "norm", "equal", "greater",
-    "select", "last_valid", "distances", "sinusoid",
+    "select", "last_valid", "distances", "sinusoid", "fill",
 }  # fmt: skip
 _EXAMPLE = {"take": "embed=0", "rename": "embed=other", "split": "axis=embed, heads=4, head_dim=16"}
 PRODUCTS = frozenset({"conv", "compute"})  # like linear maps they take the compute dtype, whatever they are given

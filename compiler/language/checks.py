@@ -75,7 +75,7 @@ def _check(what: str, table: YMap, taken: Mapping[str, str], problems: Problems)
 
 def _paths(raw: YMap, problems: Problems) -> None:
     """`sources` and `assumed` must speak of something that exists: a top key, a dim, an arg, a block, …"""
-    heads = [k for k in Spec.model_fields if k not in ("name", "paper", "extends", "sources", "assumed")]
+    heads = [k for k in Spec.model_fields if k not in ("name", "paper", "stand_in", "extends", "sources", "assumed")]
     known = [*heads, *(f"{h}.{name}" for h in heads for name in _table(raw, h))]
     for section in ("sources", "assumed"):
         table = _table(raw, section)

@@ -14,6 +14,7 @@ from compiler.graph.sizes import Size, SizeLike
 from compiler.graph.types import TensorType
 from compiler.language.scope import Fault, Scope
 from compiler.ops.leaves import Constant, Input, Layers, Parameter
+from compiler.ops.packed import Packed, packed
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Policy:
     params: str = "bfloat16"
     compute: str = "bfloat16"
     residual: str = "bfloat16"
+    weights: str | None = None  # of matrices when the model runs: "int4", "int8"
+    group: int = 32
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,13 @@ class Env:
         init: str = "fan_in",
         dtype: str | None = None,
         trainable: bool = True,
+        used: float = 1.0,
+        table: bool = False,
+        exact: bool = False,
     ) -> Value:
-        """A parameter. With ``to`` it is a linear map from ``axes`` to ``to``; without, a plain tensor."""
+        """A parameter. With ``to`` it is a linear map from ``axes`` to ``to``; without, a plain tensor. ``used``: the
+        share of it that one token uses. Linear maps and what is a ``table`` may be held in few bits, unless ``exact``
+        or stored in a dtype of their own."""
         path = ".".join(p for p in (self.b.path, name) if p)
         path = self.share.path(path) if self.share else path
         full = TensorType.make([*axes, *(to or ())], dtype or self.dtype or self.policy.params)
@@ -171,7 +179,8 @@ class Env:
         stack = (*self.layers, *own)
         label = path + "".join(f"[{s}]" if s.count > 1 else f"[{s.start}]" for s in stack)
         learns, inputs = trainable and not self.frozen, len(axes) if to is not None else None
-        op = Parameter(path, label, inputs, self.init or init, learns, stack)
+        few = self._packed(full, inputs, table) if not (exact or dtype or self.dtype) else None
+        op = Parameter(path, label, inputs, self.init or init, learns, stack, used, few)
         if self.share:
             return self._known(path, label, full)
         owner = self.weights.owner(path, stack)
@@ -179,6 +188,14 @@ class Env:
             raise self._twice(path, owner)
         self.weights.own(path, label, stack, self.trail)
         return self._stacked(self.b, label, op, full)
+
+    def _packed(self, t: TensorType, inputs: int | None, table: bool) -> Packed | None:
+        """How a weight is held in few bits: in groups along what it is summed over, or a table's rows."""
+        linear = inputs and inputs < len(t.axes)
+        if self.policy.weights is None or not (linear or table):
+            return None
+        axis = t.axes[inputs - 1] if linear and inputs else t.axes[-1]
+        return packed(self.policy.weights, axis, int(t.size(axis).constant), self.policy.group)
 
     def _twice(self, path: str, owner: Trail) -> SpecError:
         """Two nodes that give a weight the same path: both places, where the ways to them part."""
@@ -235,6 +252,12 @@ class Env:
         """Valid entries of each row along a variable axis [batch], or None where the axis has a fixed size."""
         return self.inputs.get(f"{axis}_lengths")
 
+    def lose(self, name: str, term: Value) -> None:
+        """Adds to a term of the training loss: a number for each row [batch], float32. The training step adds its mean
+        over rows to the loss; other phases do not compute it."""
+        known = self.b.losses.get(name)
+        self.b.losses[name] = term if known is None else self.b.add(known, term)
+
     # -- common steps
     def compute(self, x: Value) -> Value:
         return self.b.cast(x, self.policy.compute)
@@ -248,12 +271,13 @@ class Env:
         over: Sequence[str] = (),
         bias: bool = False,
         dtype: str | None = None,
+        exact: bool = False,
     ) -> Value:
         """x times a weight [over, to], plus a bias [to]; ``over`` defaults to the last axis of x."""
         over = tuple(over) or (x.axes[-1],)
         taken = {*over, *(a for a in x.axes if a not in over)}
         fresh = [(f"{a}_out" if a in taken else a, s) for a, s in to]
-        w = self.weight(name, [(a, x.type.size(a)) for a in over], to=fresh)
+        w = self.weight(name, [(a, x.type.size(a)) for a in over], to=fresh, exact=exact)
         y = self.b.dot(self.compute(x), self.compute(w), over, dtype or self.policy.compute)
         if bias:
             # a map from nothing: a checkpoint's layout of linear maps flattens its axes as it does the weight's

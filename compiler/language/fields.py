@@ -210,6 +210,7 @@ Epsilon = _field(lambda s, raw, what: _within(s, raw, what, None, 1), _EXPRESSIO
 Fraction = _field(lambda s, raw, what: _within(s, raw, what, 0, 1), _EXPRESSION)
 PerLayer = _field(_per_layer, _EXPRESSION)  # a float, or a tuple of one float a layer of the repeat
 Count = _field(lambda s, raw, what: s.count(raw, what), _EXPRESSION)
+Index = _field(lambda s, raw, what: s.count(raw, what, least=0), _EXPRESSION)  # a whole number from 0 on
 OptionalCount = _field(_optional(lambda s, raw, what: s.count(raw, what)), _OR_NULL)
 Flag = _field(_flag, {"anyOf": [{"type": "boolean"}, {"type": "string", "description": "an argument's name"}]})
 Axis = _field(_axis, _EXPRESSION)

@@ -11,11 +11,14 @@ import numpy as np
 from compiler.errors import nearest
 from compiler.graph.ir import Value
 from compiler.graph.region import Region
+from compiler.graph.sizes import BATCH
+from compiler.graph.types import TensorType
 from compiler.language.elaborate import chain, node
 from compiler.language.frame import Frame
 from compiler.language.nodes import NodeSpec
 from compiler.language.scope import Fault, Told, Unroll, shown
 from compiler.ops.leaves import Layers
+from compiler.ops.shape import zeros
 from compiler.source.yaml import YList, YMap
 
 Form = Callable[[NodeSpec, Value | None, Frame], Value | None]
@@ -195,7 +198,19 @@ def _region(cycle: YList, trips: int, start: int, x: Value, frame: Frame) -> Val
             left = None
         failed = failed or left is None
         value = left or entering  # after a fault as if the layer had kept its shape, to judge the next ones
-    return x if failed else region.close([value])[0][0]
+    return x if failed else _close(region, value, frame)
+
+
+def _close(region: Region, value: Value, frame: Frame) -> Value:
+    """Ends the region of a repeat's layers; terms of the training loss add up from layer to layer."""
+    rows, ends = zeros(frame.env.b, TensorType.make([("batch", BATCH)], "float32")) if region.losses else None, [value]
+    for term in region.losses.values():
+        assert rows is not None
+        ends.append(region.add(region.carry(rows), term))
+    results = region.close(ends)[0]
+    for name, total in zip(region.losses, results[1:], strict=True):
+        frame.env.lose(name, total)
+    return results[0]
 
 
 def _shape(x: Value, other: Value) -> str:

@@ -17,8 +17,9 @@ from compiler.language.spec import BlockSpec, Dtypes, InputSpec, Spec, WeightsSp
 from compiler.source.yaml import YList, YMap, load_file, load_text
 
 MERGED = ("dims", "args", "sources", "assumed", "dtypes", "weights")
-REPLACED = ("name", "paper", "extends")
+REPLACED = ("name", "paper", "stand_in", "extends")
 MAX_EXTENDS = 8
+DTYPES = {"dtype": ("params", "compute"), "weights": ("weights",)}  # words of --set
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,13 @@ def check(raw: YMap, files: tuple[Path, ...] = (), overrides: Mapping[str, Any] 
 
 
 def _override(raw: YMap, overrides: Mapping[str, Any], problems: Problems) -> None:
-    """Sets dims and args from the command line: `vocab`, `dims.vocab`, `args.layers`; `dtype` sets both dtypes."""
+    """Sets dims and args from the command line: `vocab`, `dims.vocab`, `args.layers`; `dtype` sets both dtypes,
+    `weights` how matrices are held."""
     for name, value in overrides.items():
         place = Position(f"--set {name}", 0, 0)
-        if name == "dtype":
+        if name in DTYPES:
             made = YMap(place)
-            for key in ("params", "compute"):
+            for key in DTYPES[name]:
                 made.set(key, value, place)
             if isinstance(raw.get("dtypes"), YMap):
                 for key in raw["dtypes"]:  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,10 @@ from compiler.language.scope import Fault, Scope
 from compiler.language.spec import Spec
 from compiler.language.user_blocks import unused_blocks
 from compiler.ops.leaves import Parameter
+from compiler.passes.prune import prune
 from compiler.source.yaml import YMap
+
+LOSS = "loss:"  # in front of the name of a term of the training loss, among a graph's outputs
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,6 +42,7 @@ class Model:
     parameters: Mapping[str, tuple[Parameter, TensorType]]
     ambiguous: frozenset[str]
     warnings: tuple[str, ...] = ()
+    losses: Graph | None = None  # with ``loss:<name>`` [batch] besides, the terms of the training loss; None: no terms
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {self.parameter_count():,} parameters in {self.policy.params}>"
@@ -49,6 +54,11 @@ class Model:
     @property
     def spec(self) -> Spec:
         return self.document.spec
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every report says of it."""
+        return (f"stand-in: {self.spec.stand_in}",) if self.spec.stand_in else ()
 
     @property
     def streaming_input(self) -> str | None:
@@ -90,7 +100,8 @@ def build(document: Document) -> Model:
     spec, raw, problems = document.spec, document.raw, Problems()
     scope = scope_of(raw, problems)
     compute = spec.dtypes.compute
-    policy = Policy(spec.dtypes.params, compute, spec.dtypes.residual or compute)
+    types = spec.dtypes
+    policy = Policy(types.params, compute, types.residual or compute, types.weights, types.group)
     b, weights = Builder(), Weights()
     inputs = inputs_of(spec, raw, scope, b)
     env = Env(b, scope, policy, weights, inputs)
@@ -103,7 +114,8 @@ def build(document: Document) -> Model:
         blocks = raw.get("blocks")
         unused = unused_blocks(blocks, frame) if isinstance(blocks, YMap) else []
     problems.raise_if_any()
-    graph = b.finish([(n, v) for n, v in outputs if v is not None])
+    whole = b.finish([*((n, v) for n, v in outputs if v is not None), *((LOSS + n, v) for n, v in b.losses.items())])
+    graph = prune(dataclasses.replace(whole, outputs=whole.outputs[: len(outputs)])) if b.losses else whole
     leaves = {label: (weights.ops[label], v.type) for label, v in weights.leaves.items()}
     warnings = (*([b.unrolled] if b.unrolled else []), *unused)
     return Model(
@@ -115,6 +127,7 @@ def build(document: Document) -> Model:
         leaves,
         frozenset(frame.ambiguous),
         warnings,
+        whole if b.losses else None,
     )
 
 

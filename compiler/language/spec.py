@@ -19,6 +19,11 @@ class Dtypes(BaseModel):
     params: Dtype = "bfloat16"
     compute: Dtype = "bfloat16"
     master: Dtype = Field(default="float32", description="the optimiser's copy of the parameters")
+    weights: Literal["int8", "int4"] | None = Field(
+        default=None,
+        description="of matrices and tables when the model runs: whole numbers with a scale for each group",
+    )
+    group: int = Field(default=32, ge=1, strict=True, description="of how many weights, along what is summed over")
     residual: Dtype | None = Field(default=None, description="the residual stream; default: as compute")
 
 
@@ -130,6 +135,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     name: str
     paper: str | None = None
+    stand_in: str | None = Field(
+        default=None, description="for a model whose sizes are not published: what is, said in every report"
+    )
     extends: str | None = None
     dims: dict[str, Any] = Field(default_factory=dict)
     args: dict[str, Any] = Field(default_factory=dict)

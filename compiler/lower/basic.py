@@ -48,14 +48,21 @@ def _stop(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
     return (jax.lax.stop_gradient(x),)
 
 
+def product(
+    ctx: Context, left: tuple[str, ...], right: tuple[str, ...], out: tuple[str, ...], a: Array, b: Array
+) -> Array:
+    """The product by axis names, accumulated in float32."""
+    a, b = ctx.factors(a, b)
+    letters = dict(zip(dict.fromkeys([*left, *right]), string.ascii_letters, strict=False))
+    sides = ["".join(letters[x] for x in axes) for axes in (left, right, out)]
+    return jnp.einsum(f"{sides[0]},{sides[1]}->{sides[2]}", a, b, precision=ctx.precision(a.dtype),
+                      preferred_element_type=jnp.float32)  # fmt: skip
+
+
 @lowers(linear.Dot)
 def _dot(ctx: Context, node: Node, a: Array, b: Array) -> tuple[Array, ...]:
     left, right = node.operands
-    a, b = ctx.factors(a, b)
-    letters = dict(zip(dict.fromkeys([*left.axes, *right.axes]), string.ascii_letters, strict=False))
-    sides = ["".join(letters[x] for x in axes) for axes in (left.axes, right.axes, node.result.axes)]
-    y = jnp.einsum(f"{sides[0]},{sides[1]}->{sides[2]}", a, b, precision=ctx.precision(a.dtype),
-                   preferred_element_type=jnp.float32)  # fmt: skip
+    y = product(ctx, left.axes, right.axes, node.result.axes, a, b)
     return (y.astype(node.result.type.dtype),)
 
 

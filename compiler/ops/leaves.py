@@ -10,6 +10,7 @@ from compiler.graph.ir import Value
 from compiler.graph.sizes import BATCH, Size
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops.contract import Cost, Op, Role, function, op
+from compiler.ops.packed import Packed
 
 if TYPE_CHECKING:
     from compiler.graph.builder import Builder
@@ -65,6 +66,8 @@ class Parameter(Leaf):
     init: str = "fan_in"
     trainable: bool = True
     stack: tuple[Layers, ...] = ()
+    used: float = 1.0  # share of it that one token uses: of experts, the chosen ones
+    packed: Packed | None = None  # how it is held when the model runs, where not as it is
 
 
 @op

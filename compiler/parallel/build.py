@@ -25,6 +25,7 @@ from compiler.passes.call import TRAIN, sizes_for, whole_prompt
 from compiler.passes.loss import Chunk
 from compiler.passes.micro import STAGES
 from compiler.passes.optimise import SGD, AdamW, Optimiser
+from compiler.passes.pack import pack
 from compiler.passes.partition import Partitioned, partition
 from compiler.passes.phase import phase_graph
 from compiler.passes.pipeline import PrintAfter, micro_sizes, phase_pipeline, training_pipeline
@@ -91,7 +92,7 @@ def _divided(caches: CacheLayout, plan: Resolved, found: Sequence[Tensor]) -> Ca
     """The layout of caches where a plan divides them. A device packs its own heads; what else is divided (slots, a
     head's channels) is an axis that packed caches do not have, and heads of which devices have other shares in other
     caches are not packed either."""
-    held = [t.divided(plan) for t in found if t.kind == "state" and {"slots", "kv_heads"} <= set(t.sizes)]
+    held = [t.divided(plan) for t in found if t.kind == "state" and "slots" in t.sizes]
     if any(set(over) - {"batch", "kv_heads"} for over in held):
         return replace(caches, lanes=0)
     shards = {math.prod(plan.mesh[m] for m in over.get("kv_heads", ())) for over in held}
@@ -110,6 +111,7 @@ def _plan(
     if training:
         sizes = micro_sizes(sizes, asked.training.accumulate)
     graph = phase_graph(model, "forward" if training else asked.phase, asked.logits).graph
+    graph = graph if training else pack(graph)
     stages = pipeline(strategy, mesh, asked.parallel, sizes, target)
     if stages is not None:
         graph = stage(graph, stages, sizes)

@@ -66,7 +66,7 @@ def kv_heads(
     shards = plan.mesh[m]
     if all(n % shards == 0 for n in sizes):
         return strategy, None  # each device has heads of its own: nothing to copy
-    if set(sizes) == {1}:
+    if 1 in sizes:  # one key head beside towers that have several: whole in all of them
         return whole, None
     if len(sizes) > 1:
         told = " and ".join(f"{n} in {label}" for n, label in sizes.items())

@@ -18,6 +18,7 @@ from compiler.graph.region import Region
 from compiler.graph.replay import Replay
 from compiler.graph.sizes import BATCH, Size
 from compiler.graph.types import DTYPE_BITS, TensorType
+from compiler.language.model import LOSS
 from compiler.ops.contract import Along
 from compiler.ops.leaves import Input
 from compiler.ops.loss import cross_entropy
@@ -25,6 +26,7 @@ from compiler.ops.shape import Pad, Split, zeros
 from compiler.passes.prune import prune
 
 STREAM = "seq"
+CROSS_ENTROPY = "cross_entropy"
 CHUNKS = "chunks"  # the axis of the repeat over chunks: nothing of it is kept for the way back
 
 
@@ -55,8 +57,9 @@ def next_token_loss(
     chunk: Chunk | None = None,
 ) -> Graph:
     """The graph whose outputs are ``loss``, the mean over the positions of each row that have a next token, and
-    ``loss_weight``, their number. Rows are right-padded: the input ``seq_lengths`` [batch] says how many tokens each
-    has. With ``chunk`` (and ``sizes``) the logits are computed chunk by chunk."""
+    ``loss_weight``, their number. Where the graph has further terms of the loss (outputs ``loss:<name>``), ``loss`` is
+    the sum, and ``cross_entropy`` and each term stand beside it. Rows are right-padded: the input ``seq_lengths``
+    [batch] says how many tokens each has. With ``chunk`` (and ``sizes``) the logits are computed chunk by chunk."""
     names = [name for name, _ in graph.outputs]
     inputs = [node.op.label for node in graph.leaves(Input) if isinstance(node.op, Input)]
     for name, known, what in ((logits, names, "output"), (tokens, inputs, "input")):
@@ -94,13 +97,32 @@ class _Loss(Replay):
                 total = _summed(b, self.map[logits.id], targets, mask)
             total = b.reduce(total, "sum", total.axes)
             weight = b.reduce(mask, "sum", mask.axes)
-            made = {"loss": b.div(total, b.max(weight, 1.0)), "loss_weight": weight}
+            made = {"loss": b.div(total, b.max(weight, 1.0)), **self.terms(graph, mask, weight), "loss_weight": weight}
+            if len(made) > 2:
+                made = {"loss": self.total(list(made.values())[:-1]), CROSS_ENTROPY: made.pop("loss"), **made}
         found = []
         for i, (name, value) in enumerate(made.items(), 1):  # ``run`` maps the outputs: these are ours already
             stand_in = Value(-i, value.type)
             self.map[stand_in.id] = value
             found.append((name, stand_in))
         return found
+
+    def terms(self, graph: Graph, mask: Value, weight: Value) -> dict[str, Value]:
+        """Further terms of the loss, each the mean over rows, which count by their positions with a next token: so
+        those of micro-batches add up to the whole batch's, as the cross-entropies do."""
+        b, found = self.b, {}
+        targets = b.reduce(mask, "sum", (STREAM,))
+        for name, v in graph.outputs:
+            if name.startswith(LOSS):
+                mean = b.reduce(b.mul(self.map[v.id], targets), "sum", ("batch",))
+                found[name.removeprefix(LOSS)] = b.div(mean, b.max(weight, 1.0))
+        return found
+
+    def total(self, terms: list[Value]) -> Value:
+        whole = terms[0]
+        for term in terms[1:]:
+            whole = self.b.add(whole, term)
+        return whole
 
     def chunked(self, graph: Graph, logits: Value, targets: Value, mask: Value) -> Value:
         """Each row's summed losses [batch], chunk by chunk."""

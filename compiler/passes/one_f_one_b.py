@@ -38,7 +38,6 @@ from compiler.passes.micro import STAGES, TICKS, Resized, micro_batches, micro_r
 from compiler.passes.prune import prune
 from compiler.passes.stages import LAYERS, Stages, check, check_micro, pipelined
 
-LOSS = "loss"
 HELD = "held"  # what a stage keeps of the micro-batches between their forward and their backward
 
 
@@ -161,7 +160,8 @@ class _Schedule:
             tick = _Tick(Region(b, asked.ticks, TICKS), b)
             self.tick(tick, weights, reads, writes, valid, loss)
             sums = dict(zip(tick.labels, tick.region.close(tick.ends)[0], strict=True))
-        found = [(loss, sums[LOSS]), (WEIGHT, self.known[counted.id])]
+        totals = [(name, sums[name]) for name, _ in self.graph.outputs if name != WEIGHT]
+        found = [*totals, (WEIGHT, self.known[counted.id])]
         return b.finish([*found, *self.gradients(sums, once)])
 
     def gradients(self, sums: Mapping[str, Value], once: Sequence[Node]) -> list[tuple[str, Value]]:
@@ -237,7 +237,9 @@ class _Schedule:
         value = found[self.graph.output(loss).id]
         back.add(value, r.cast(share, value.type.dtype))
         back.walk(nodes)
-        tick.add(LOSS, r.mul(value, share))
+        for name, v in self.graph.outputs:
+            if name != WEIGHT:
+                tick.add(name, r.mul(found[v.id], r.cast(share, v.type.dtype)))
         self.collect(tick, back)
 
         # backward

@@ -23,6 +23,7 @@ from compiler.passes.keep_last import keep_last
 from compiler.passes.lengthen import lengthen
 from compiler.passes.prune import prune
 from compiler.passes.streaming import Pending, Streaming
+from compiler.passes.write_out import write_out
 
 PHASES = ("forward", "encode", "prefill", "decode", "verify", "commit")
 
@@ -47,16 +48,22 @@ class PhaseGraph:
 
 
 def phase_graph(
-    model: Model, phase: str, logits: str | None = None, fresh: bool = False, caches: CacheLayout = HEADS_FIRST
+    model: Model,
+    phase: str,
+    logits: str | None = None,
+    fresh: bool = False,
+    caches: CacheLayout = HEADS_FIRST,
+    losses: bool = False,
 ) -> PhaseGraph:
     """The graph of ``phase``. ``logits``: "last" (each row's last valid position; the default of prefill) or "all".
     ``fresh``: the state is empty (a prompt's first call), so caches are written and not read.
-    ``caches``: how they lie.
+    ``caches``: how they lie. ``losses``: with the terms of the training loss, as outputs of forward.
     Raises PhaseError for an unknown phase, and where a block looks ahead in a streaming phase."""
     if phase not in PHASES:
         raise PhaseError(Problem("unknown-phase", f"no phase is called {phase}", None, PHASES, nearest(phase, PHASES)))
     if phase == "forward":
-        return PhaseGraph(phase, prune(model.graph))
+        whole = model.losses if losses and model.losses is not None else model.graph
+        return PhaseGraph(phase, prune(write_out(whole)))
     if model.streaming_input is None:
         raise PhaseError(
             Problem(

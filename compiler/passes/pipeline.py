@@ -1,6 +1,6 @@
 """Pipeline: the passes in order, the graph verified between them and printable after any.
 
-    elaborate -> phase -> [loss] -> select -> [differentiate] -> [optimise] -> [partition] -> (price | lower)
+    elaborate -> phase -> [loss] -> select -> [pack] -> [differentiate] -> [optimise] -> [partition] -> (price | lower)
 
 Select comes before differentiate: an implementation may change the types that flow (dense experts keep their tokens
 in place, ragged ones sort them), and a gradient program takes over the implementation of the op it belongs to.
@@ -25,11 +25,12 @@ from compiler.passes import select as selection
 from compiler.passes.accumulate import accumulate
 from compiler.passes.merge import merge
 from compiler.passes.one_f_one_b import one_f_one_b
+from compiler.passes.pack import pack
 from compiler.passes.rematerialise import Rematerialise
 from compiler.passes.stages import Stages, stage
 from compiler.passes.verify import verify
 
-PASSES = ("elaborate", "phase", "loss", "select", "stage", "differentiate", "optimise", "partition")
+PASSES = ("elaborate", "phase", "loss", "select", "pack", "stage", "differentiate", "optimise", "partition")
 PrintAfter = Callable[[str, Graph], None]
 
 
@@ -61,9 +62,11 @@ class Phase:
     logits: str | None = None
     fresh: bool = False
     caches: CacheLayout = HEADS_FIRST
+    losses: bool = False
 
     def __call__(self, graph: Graph) -> Graph:
-        return phases.phase_graph(self.model, self.phase, self.logits, self.fresh, self.caches).graph
+        asked = self.logits, self.fresh, self.caches, self.losses
+        return phases.phase_graph(self.model, self.phase, *asked).graph
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,16 @@ class Select:
     def __call__(self, graph: Graph) -> Graph:
         check_sizes(graph, self.sizes)
         return selection.select(graph, self.sizes, self.choice)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Parameters in few bits as they are held: compiler/passes/pack.py."""
+
+    name: ClassVar[str] = "pack"
+
+    def __call__(self, graph: Graph) -> Graph:
+        return pack(graph)
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,7 @@ def phase_pipeline(
 ) -> Pipeline:
     """The passes of one phase: what is priced and lowered. Run it on ``model.graph``."""
     return Pipeline((
-        Elaborate(), Phase(model, phase, logits, fresh, choice.caches), Select(sizes, choice),
+        Elaborate(), Phase(model, phase, logits, fresh, choice.caches), Select(sizes, choice), Pack(),
         *([] if stages is None else [Stage(stages, sizes)]),
     ))  # fmt: skip
 
@@ -211,8 +224,8 @@ def training_pipeline(
         pipe = [] if stages is None else [Stage(stages, micro)]
         back = [*pipe, Differentiate(micro, wrt=names, remat=remat, accumulate=accumulate)]
     return Pipeline((
-        Elaborate(), Phase(model, "forward"), Loss(micro, tokens, chunk=chunk), Select(micro, choice), *back,
-        *([] if optimiser is None else [Optimise(optimiser)]),
+        Elaborate(), Phase(model, "forward", losses=True), Loss(micro, tokens, chunk=chunk), Select(micro, choice),
+        *back, *([] if optimiser is None else [Optimise(optimiser)]),
     ))  # fmt: skip
 
 

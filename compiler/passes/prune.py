@@ -10,8 +10,8 @@ from compiler.ops.leaves import Argument
 
 
 def prune(graph: Graph) -> Graph:
-    """The graph with live nodes only. A repeat loses the stacked outputs that nobody reads and the captured values
-    and stacks that its body does not read; what it carries and the states it writes stay."""
+    """The graph with live nodes only. A repeat loses the stacked outputs that nobody reads, what it carries for nothing
+    but itself, and the captured values and stacks that its body does not read; the states it writes stay."""
     live = {v.id for _, v in graph.outputs}
     kept: list[Node] = []
     for node in reversed(graph.nodes):
@@ -28,10 +28,16 @@ def prune(graph: Graph) -> Graph:
 
 def _repeat(node: Node, op: Repeat, live: set[int]) -> Node:
     first, last = op.carried, len(op.body.outputs) - op.states
-    keep = [i for i, v in enumerate(node.results) if not first <= i < last or v.id in live]
-    body = prune(dataclasses.replace(op.body, outputs=tuple(op.body.outputs[i] for i in keep)))
-    read = {v.id for n in body.nodes for v in n.operands} | {v.id for _, v in body.outputs}
+    keep = [i for i, v in enumerate(node.results) if i >= last or v.id in live]
+    while True:  # what is carried stays if something that stays reads it
+        body = prune(dataclasses.replace(op.body, outputs=tuple(op.body.outputs[i] for i in keep)))
+        read = {v.id for n in body.nodes for v in n.operands} | {v.id for _, v in body.outputs}
+        fresh = [i for i in range(first) if i not in keep and op.arguments[i] in read]
+        if not fresh:
+            break
+        keep = sorted([*keep, *fresh])
     carried, captured, stacked, states = op.parts(list(zip(op.arguments, node.operands, strict=True)))
+    carried = [pair for i, pair in enumerate(carried) if i in keep]
     captured, stacked = ([(a, v) for a, v in group if a in read] for group in (captured, stacked))
     pairs = [*carried, *captured, *stacked, *states]
     arguments = tuple(a for a, _ in pairs)
@@ -40,6 +46,7 @@ def _repeat(node: Node, op: Repeat, live: set[int]) -> Node:
     slimmer = dataclasses.replace(
         op,
         body=Graph(nodes, body.outputs, names),
+        carried=len(carried),
         captured=len(captured),
         stacked=len(stacked),
         arguments=arguments,

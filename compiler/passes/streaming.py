@@ -168,7 +168,8 @@ class Streaming(Replay):
         if along is Along.LOOKAHEAD:
             who = f"{node.path or op.name} looks ahead in the sequence ({op.name})"
             text = f"{who}, so this model has no prefill or decode"
-            self.problems.add("looks-ahead", text, node.position, allowed=("forward",))
+            if not any(p.position == node.position for p in self.problems.items):  # of one block one is enough
+                self.problems.add("looks-ahead", text, node.position, allowed=("forward",))
         return None
 
     def region_opened(self, region: Region) -> None:

@@ -17,14 +17,15 @@ ADDED_BY: dict[str, frozenset[str]] = {
         "map", "cast", "stop_gradient", "dot", "norm", "softmax", "lookup", "rotate", "sinusoid", "attend",
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
         "recur", "linear_attend", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot",
-        "collect",
+        "collect", "attend_latent", "ordinal", "one_hot", "seats", "choose_tokens", "to_seats", "from_seats",
     }),
     "phase": frozenset({
         "state", "append", "keep_last", "keep_tail", "replace", "last_valid", "after", "attend_cached",
     }),
     "loss": frozenset({"pick"}),
+    "pack": frozenset({"unpack", "dot_packed"}),
     "differentiate": frozenset({
-        "attend_gradient", "linear_attend_gradient", "put", "scatter_add", "place", "one_hot", "expert_outer",
+        "attend_gradient", "linear_attend_gradient", "put", "scatter_add", "place", "expert_outer",
         "to_rows", "from_rows", "conv_input", "conv_kernel", "pool_gradient",
     }),
     "optimise": frozenset(),  # element-wise ops over the state that a phase may bring in

@@ -17,7 +17,7 @@ import numpy as np
 
 from compiler.errors import Problem, WeightsError, nearest
 from compiler.language.model import Model
-from runtime.weights import mapping, safetensors_io
+from runtime.weights import mapping, packing, safetensors_io
 from runtime.weights.mapping import Mapping_, Tensor
 from runtime.weights.source import Source, open_source
 
@@ -50,7 +50,11 @@ def load(
     progress: Progress | None = None,
 ) -> Weights:
     """Reads a checkpoint. ``format`` is a key of the spec's `weights:`, by default the one whose names the file has;
-    ``dtype`` replaces the parameters' own. Raises WeightsError naming every missing, extra or misshaped tensor."""
+    ``dtype`` replaces the parameters' own. Of a file of packed weights (runtime/weights/packing.py) the arrays are as
+    they are held. Raises WeightsError naming every missing, extra or misshaped tensor."""
+    held = packing.load(model, Path(path))
+    if held is not None:
+        return Weights(*held, packing.FORMAT)
     with open_source(path) as source:
         table = mapping.compile(model, format) if format else choose(model, source)
         tensors, rows = fit(table, source)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from compiler.language.model import Model
-from runtime.weights import mapping, parts
+from runtime.weights import mapping, packing, parts
 from runtime.weights.layout import Recipe
 from runtime.weights.load import CHUNK, NAMES, Progress, _copy, _in, choose, fit
 from runtime.weights.mapping import Piece, Tensor
@@ -80,10 +80,17 @@ class Onto:
 
     def __init__(self, model: Model, path: str | Path, progress: Progress | None = None) -> None:
         self.model, self.path, self.progress = model, path, progress
+        self.packed: dict[str, Any] | None = None
+        held = packing.load(model, Path(path))
+        if held is not None:
+            self.packed, self.rows = held
+            return
         with open_source(path) as source:
             _, self.rows = fit(choose(model, source), source)
 
     def __call__(self, shardings: Mapping[str, Any]) -> dict[str, Any]:
+        if self.packed is not None:
+            return self.packed
         return load_onto(self.model, self.path, shardings, progress=self.progress).arrays
 
 

@@ -47,7 +47,14 @@ def test_parameters_as_the_papers_count_them(name: str, embedding: int, rest: in
     assert sum(counts.values()) == rest
 
 
-@pytest.mark.parametrize(("name", "total"), [("smollm2-135m", 134_515_008), ("mixtral-8x7b", 46_702_792_704)])
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("smollm2-135m", 134_515_008),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("deepseek-v3", 671_026_419_200),
+    ],
+)
 def test_parameters_of_checkpoints(name: str, total: int) -> None:
     assert model.load(name).parameter_count() == total
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from compiler.passes.select import Choice
 from tests.lower import on_devices
 
 Table = dict[str, Rules]
+SPECS = Path(__file__).parents[1] / "specs"
 
 
 def rules(parameters: Rules, activations: Rules, state: Rules | None = None) -> Table:
@@ -56,30 +58,42 @@ class Case:
     dense: bool = False
     many: bool = False  # four of eight experts for each token, on two shards: less to gather tokens than to exchange
     lopsided: bool = False  # every token chooses the same experts
+    kind: str = ""  # of OPTIONS: of a model with seats, or with terms of the loss
 
     def __str__(self) -> str:
-        words = [self.strategy, self.phase, "dense" if self.dense else "ragged"]
+        words = [self.strategy, self.phase, self.kind or ("dense" if self.dense else "ragged")]
         return ", ".join([*words, *["many"] * self.many, *["lopsided"] * self.lopsided])
 
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "capacity": {"capacity": 0.75},
+    "choice": {"choice": "expert"},
+    "terms": {"balance": 0.1, "z_loss": 0.01},
+    "all": {"capacity": 0.75, "balance": 0.1, "balance_over": "row", "z_loss": 0.01},
+}
 
 FAST = [
     Case("data"), Case("tensor"), Case("expert"), Case("expert 2", "forward", lopsided=True),
     Case("expert", lopsided=True), Case("expert 2", many=True), Case("expert tensor", "forward"),
     Case("fsdp", "forward"), Case("expert", "decode", dense=True), Case("tensor", "decode", dense=True),
+    Case("expert", kind="all"), Case("expert", "forward", kind="choice"), Case("context", kind="terms"),
 ]  # fmt: skip
 SLOW = [
     *(Case(s, phase, dense) for s in STRATEGIES for phase in ("forward", "train", "decode") for dense in (False, True)
       if (phase, "context" in s) != ("decode", True)),
     Case("experts alone", lopsided=True), Case("expert 2", lopsided=True), Case("data expert", lopsided=True),
     Case("expert 2", many=True, lopsided=True), Case("expert 2", many=True, dense=True),
+    *(Case(s, kind=kind) for s in STRATEGIES for kind in ("capacity", "choice", "terms")),
 ]  # fmt: skip
 CASES = {"fast": FAST, "slow": [c for c in SLOW if c not in FAST]}
 
 
 def compare(case: Case) -> dict[str, Any]:
     wide = {"experts": 8, "active": 4} if case.many else {"experts": 4}
-    model = load("mixtral-8x7b", {"dtype": "float32", "vocab": 96, "embed": 32, "heads": 4, "kv_heads": 2,
-                                  "head_dim": 8, "mlp": 48, "layers": 2, **wide})  # fmt: skip
+    small = {"dtype": "float32", "vocab": 96, "embed": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp": 48,
+             "layers": 2, **wide}  # fmt: skip
+    spec = SPECS / "experts.yaml" if case.kind else "mixtral-8x7b"
+    model = load(spec, small | OPTIONS.get(case.kind, {}))
     sizes = {"batch": 8, "seq": 1 if case.phase == "decode" else 16, "capacity": 32}
     choice = Choice() if case.dense else Choice(dense_tokens=0)
     mesh, table = STRATEGIES[case.strategy]

@@ -21,7 +21,7 @@ from compiler.passes.stages import Stages, stage
 from tests.lower.on_devices import compare
 
 SPECS = Path(__file__).parents[1] / "specs"
-SMALL = {"dtype": "float32", "vocab": 96, "embed": 32, "heads": 4, "mlp": 48}
+SMALL: dict[str, Any] = {"dtype": "float32", "vocab": 96, "embed": 32, "heads": 4, "mlp": 48}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2-9b", SMALL | {"kv_heads": 4, "head_dim": 8, "layers": 4, "window": 8}),
     "one key head": ("gemma-2b", SMALL | {"kv_heads": 1, "head_dim": 8, "layers": 2}),
@@ -29,8 +29,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "experts": ("mixtral-8x7b", SMALL | {"kv_heads": 2, "head_dim": 8, "layers": 2, "experts": 4}),
     "captioner": (str(SPECS / "captioner.yaml"), {}),  # cross-attention
     "one head": ("gemma-2b", SMALL | {"heads": 1, "kv_heads": 1, "head_dim": 8, "embed": 8, "mlp": 8, "layers": 1}),
+    "gemini": ("gemini-1", SMALL | {"text": 24, "codes": 72, "head_dim": 8, "layers": 2, "side": 28, "images": 2,
+                                    "usm": 6, "vision": 16, "vision_heads": 2, "vision_mlp": 24, "vision_layers": 2}),
+    "few bits": ("gemma2-9b", SMALL | {"kv_heads": 4, "head_dim": 16, "embed": 64, "mlp": 128, "layers": 2, "window": 8,
+                                       "weights": "int4"}),
+    "few bits, experts": ("mixtral-8x7b", SMALL | {"kv_heads": 2, "head_dim": 16, "embed": 64, "mlp": 64, "layers": 2,
+                                                   "experts": 4, "weights": "int8"}),
+    "latent": ("deepseek-v3", SMALL | {"head_dim": 8, "rotary_dim": 4, "value_dim": 8, "rank": 16, "query_rank": 16,
+                                       "layers": 3, "dense": 1, "dense_mlp": 64, "experts": 8, "active": 2, "groups": 4,
+                                       "active_groups": 2}),
     "positions": (str(SPECS / "positions.yaml"), SMALL | {"kv_heads": 4}),  # biases by position
-}
+}  # fmt: skip
 WIDE = {"dtype": "float32", "vocab": 96, "embed": 32, "layers": 2}
 HEADS = WIDE | {"heads": 4, "key_dim": 6, "head_dim": 8, "mlp": 48}
 NORMAL = {"eps": 1e-2}  # heads this narrow often read almost nothing, and their norm makes rounding visible
@@ -82,7 +91,7 @@ COMBINED = (
     ("fsdp+context+tensor", "fsdp=2,context=2,model=2"), ("zero1+tensor", "data=4,model=2"),
     ("zero2+tensor+sequence", "data=4,model=2"), ("fsdp+context+tensor+sequence", "fsdp=2,context=2,model=2"),
 )  # fmt: skip
-REPLICATED = {"one key head": "kv_heads", "griffin": "kv_heads"}
+REPLICATED = {"one key head": "kv_heads", "gemini": "kv_heads", "griffin": "kv_heads"}
 
 
 PIPED = [
@@ -130,13 +139,17 @@ FAST = [
     case("captioner", "data+context", "data=2,context=4"), PIPED[2], PIPED[11], BALANCED[1],
     case("positions", "context", "context=4"), case("mamba2", "fsdp+context+tensor", "fsdp=2,context=2,model=2"),
     case("retnet", "data+context", "data=2,context=4", "forward"), case("qwen3-next", "tensor", "model=2", "decode"),
+    case("latent", "tensor+decode-length", "model=2", "decode"),
+    case("latent", "fsdp+tensor", "fsdp=4,model=2", "forward"), case("gemini", "data+tensor", "data=2,model=2"),
+    case("few bits", "fsdp+tensor", "fsdp=2,model=2", "forward"), case("few bits", "tensor", "model=2", "decode"),
 ]  # fmt: skip
 SLOW = [
-    *(case(m, *s, "train") for m in MODELS if m not in RECURRENT for s in (*ALONE, *COMBINED)),
+    *(case(m, *s, "train") for m in MODELS if m not in RECURRENT and "few" not in m for s in (*ALONE, *COMBINED)),
     # the gradients of Qwen3-Next's decays cancel so far that the last bit of a weight moves them by 3e-5 of the largest
     *(case(m, *s, "forward" if m == "qwen3-next" else "train") for m in RECURRENT
       for s in (("data", "data=8"), ("tensor", "model=2"), ("context", "context=4"), COMBINED[8])),
-    *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts", "positions")
+    *(case(m, *s, "decode") for m in ("gemma2", "griffin", "one key head", "experts", "positions", "latent", "few bits",
+                                       "few bits, experts")
       for s in (("data", "data=8"), ("fsdp", "fsdp=4"), ("tensor", "model=2"), ("fsdp+tensor", "fsdp=4,model=2"),
                 ("decode-length", "model=4"), ("data+decode-length", "data=2,model=4"))),
     *PIPED, *BALANCED,

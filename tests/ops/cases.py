@@ -19,7 +19,7 @@ from compiler.ops.recurrence import Recur, ShortConv
 from compiler.ops.rotate import Rotate
 from compiler.ops.rows import FromRows, ToRows
 from compiler.ops.shape import Merge, Pad, Split
-from tests.ops import linear_cases, window_cases
+from tests.ops import linear_cases, packed_cases, seat_cases, window_cases
 from tests.ops import reference as ref
 from tests.ops.build import Case
 
@@ -244,7 +244,18 @@ def _attention() -> list[Case]:
         Case("attend_sinks", {"q": q, "k": k, "v": wide, "sinks": "heads=4"},
              lambda b, q, k, v, s: b.attend(q, k, v, window=2, scale=0.6, sinks=s),
              lambda q, k, v, s: ref.attend(q, k, v, scale=0.6, window=2, sinks=s)),
+        Case("attend_latent",
+             {"q": q, "q_rotary": "batch=2 seq=5 heads=4 rotary_dim=2", "latent": "batch=2 seq=5 latent=6",
+              "k_rotary": "batch=2 seq=5 rotary_dim=2", "key": "latent=6 heads=4 head_dim=3",
+              "value": "latent=6 heads=4 value_dim=5"}, _call("attend_latent"), _latent),
     ]  # fmt: skip
+
+
+def _latent(q: Any, q_rotary: Any, latent: Any, k_rotary: Any, key: Any, value: Any) -> Any:
+    keys = np.einsum("bsl,lhd->bshd", latent, key)
+    shared = np.broadcast_to(k_rotary[:, :, None], (*keys.shape[:3], k_rotary.shape[-1]))
+    k = np.concatenate([keys, shared], -1)
+    return ref.attend(np.concatenate([q, q_rotary], -1), k, np.einsum("bsl,lhd->bshd", latent, value), scale=5**-0.5)
 
 
 def _recurrences() -> list[Case]:
@@ -349,7 +360,9 @@ def _experts() -> list[Case]:
     ]  # fmt: skip
 
 
-CASES = [*_elementwise(), *_shapes(), *_products(), *_attention(), *_recurrences(), *_experts(), *window_cases.cases(),
-         *linear_cases.cases()]  # fmt: skip
+CASES = [
+    *_elementwise(), *_shapes(), *_products(), *_attention(), *_recurrences(), *_experts(), *seat_cases.cases(),
+    *packed_cases.cases(), *window_cases.cases(), *linear_cases.cases(),
+]  # fmt: skip
 untested = set(TABLE) - {c.id for c in CASES}
 assert not untested, f"functions without a case: {untested}"

@@ -43,8 +43,9 @@ def test_every_shipped_spec_is_legal_after_every_pass(name: str) -> None:
         return
     graph = training_pipeline(model, SIZES).run(model.graph)
     found = {name.removeprefix("gradient:") for name, _ in graph.outputs if name.startswith("gradient:")}
-    assert found == set(model.parameters)
-    for label, (_, t) in model.parameters.items():
+    trained = {label: t for label, (op, t) in model.parameters.items() if op.trainable}
+    assert found == set(trained)
+    for label, t in trained.items():
         assert graph.output(f"gradient:{label}").type == t
 
 
@@ -56,11 +57,14 @@ def test_every_shipped_spec_has_a_training_step(name: str) -> None:
         return
     remat = Rematerialise("auto", limit=1e9)
     steps = training_pipeline(model, SIZES, remat=remat, accumulate=2, chunk=Chunk(4), optimiser=AdamW(clip=1.0))
-    assert [p.name for p in steps.passes] == [p for p in PASSES if p not in ("stage", "partition")]
+    assert [p.name for p in steps.passes] == [p for p in PASSES if p not in ("pack", "stage", "partition")]
     graph = steps.run(model.graph)
     outputs = dict(graph.outputs)
     assert {"loss", "loss_weight", "gradient_norm", "state:step"} < set(outputs)
-    for label, (_, t) in model.parameters.items():
+    for label, (op, t) in model.parameters.items():
+        if not op.trainable:
+            assert f"parameter:{label}" not in outputs
+            continue
         kinds = {n: outputs[f"state:{label}:{n}"].type for n in ("first", "second", "master") if t.dtype == "bfloat16"}
         assert outputs[f"parameter:{label}"].type == t
         assert all(kind == t.with_dtype("float32") for kind in kinds.values())
@@ -72,7 +76,7 @@ def test_every_shipped_spec_has_a_training_step(name: str) -> None:
 def test_passes_run_in_order_and_print() -> None:
     seen: list[tuple[str, Graph]] = []
     program(spec("attention"), "decode", {**SIZES, "seq": 1}, print_after=lambda name, g: seen.append((name, g)))
-    assert [name for name, _ in seen] == ["elaborate", "phase", "select"]
+    assert [name for name, _ in seen] == ["elaborate", "phase", "select", "pack"]
     texts: list[str] = []
     training(spec("mlp"), SIZES, print_after=printer(["loss", "differentiate"], texts.append))
     assert [t.splitlines()[0] for t in texts] == ["# after loss", "# after differentiate"]

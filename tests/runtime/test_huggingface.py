@@ -33,7 +33,7 @@ def test_forward(name: str) -> None:
 @pytest.mark.parametrize("caches", [HEADS_FIRST, CacheLayout(heads_first=False), PACKED], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_chunked_prefill(name: str, caches: CacheLayout) -> None:
-    if caches != HEADS_FIRST and name not in ("gemma2", "recurrent_gemma"):
+    if caches != HEADS_FIRST and name not in ("gemma2", "recurrent_gemma", "deepseek_v3"):
         pytest.skip("the order of a cache is shown on two families")
     c = case(name)
     rows, length = c.tokens.shape
@@ -75,7 +75,11 @@ def test_decode_token_by_token(name: str, platform: str) -> None:
 @pytest.mark.parametrize(
     ("name", "platform"),
     [
-        *((name, platform) for name in ("gemma2", "recurrent_gemma", "mixtral") for platform in ("cpu", "tpu")),
+        *(
+            (name, platform)
+            for name in ("gemma2", "recurrent_gemma", "mixtral", "deepseek_v3")
+            for platform in ("cpu", "tpu")
+        ),
         *(("mamba2", "cpu"), ("rwkv", "cpu")),
         *(pytest.param(name, "cpu", marks=pytest.mark.slow) for name in ("mamba", "qwen3_next")),
     ],
@@ -126,7 +130,7 @@ def test_greedy_text_with_unequal_prompts(name: str) -> None:
 
 
 @pytest.mark.parametrize("phase", ["forward", "prefill"])
-@pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "mixtral"])
+@pytest.mark.parametrize("name", ["gemma2", "recurrent_gemma", "mixtral", "deepseek_v3"])
 def test_the_implementations_for_long_inputs(name: str, phase: str) -> None:
     """Blocked attention, blocked scan and ragged experts give the same numbers as the plain forms."""
     c = case(name)
