@@ -63,10 +63,12 @@ class Session:
         self.rows = rows_of(model)
         self.output = model.graph.outputs[-1][0]
         self.state = self._prefill.empty_state()
-        self.awaited = {k for k, (s, _) in phase_graph(model, "decode").states().items() if s.kind == "context"}
+        self.context = {k for k, (s, _) in phase_graph(model, "decode").states().items() if s.kind == "context"}
+        self.awaited = set(self.context)
         self.lengths = np.zeros(batch, np.int64)
         self.marked = {n: np.zeros(batch, np.int64) for n in model.markers}  # markers of images in each row so far
         self.images = dict(self.marked)  # what was encoded of them
+        self._encoders: dict[tuple[tuple[str, int], ...], tuple[Program, Any]] = {}
         if self.awaited and all(i.streams for i in model.spec.inputs.values()):
             self.encode({}, {})
 
@@ -75,11 +77,19 @@ class Session:
         reads nothing else does so when the session begins. Of images that markers in the text stand for, all of the
         rows' texts so far and of the next prefill."""
         self.images = markers.given(self.model, inputs, self.batch)
-        made = program(self.model, "encode", {"batch": self.batch, "seq": 1, "capacity": self.capacity, **sizes})
-        where: Any = None if self.on is None else ({}, {k: self.on.shardings()[k] for k in self.awaited})
-        _, context = jax.jit(made.function(), out_shardings=where)(self._own(made), {}, dict(inputs))
+        made, fn = self._encoder(tuple(sorted(sizes.items())))
+        _, context = fn(self._own(made), {}, dict(inputs))
         self.state.update(context)
         self.awaited -= set(context)
+
+    def _encoder(self, sizes: tuple[tuple[str, int], ...]) -> tuple[Program, Any]:
+        """The program of encode for these sizes, compiled once."""
+        if sizes not in self._encoders:
+            given = {"batch": self.batch, "seq": 1, "capacity": self.capacity, **dict(sizes)}
+            made = program(self.model, "encode", given)
+            where: Any = None if self.on is None else ({}, {k: self.on.shardings()[k] for k in self.context})
+            self._encoders[sizes] = made, jax.jit(made.function(), out_shardings=where)
+        return self._encoders[sizes]
 
     def _own(self, p: Program) -> dict[str, Any]:
         return {k: self.params[k] for k in p.parameters}
