@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compiler.errors import nearest
+from compiler.errors import Problem, SpecError, nearest
 from compiler.graph.ir import Value
 from compiler.graph.sizes import Size
 from compiler.language import checks, table
@@ -16,7 +17,7 @@ from compiler.language.chains import chains_of, pairs_of, scope_of
 from compiler.language.elaborate import placed
 from compiler.language.env import settled
 from compiler.language.frame import Frame
-from compiler.language.load import Document
+from compiler.language.load import OVERRIDE, Document
 from compiler.language.nodes import NodeSpec
 from compiler.language.scope import AxisArg, Fault, Scope, Slot, shown
 from compiler.source.yaml import YMap
@@ -63,11 +64,32 @@ def _document(raw: YMap, frame: Frame) -> Document:
             raise Fault("wrong-type", f"model: {key} takes one value, found {shown(found)}", key="set")
         overrides[key] = found
     base, row = table.apart(name)
-    beside = Path(raw.position.file) if raw.position.file else None
-    path = loading.find(base, beside)
+    path = _found(base, raw)
+    try:
+        return loading.load(str(path) if row is None else f"{path}{table.MARK}{row}", overrides)
+    except SpecError as e:
+        raise SpecError([_placed(p, given) for p in e.problems]) from None
+
+
+def _found(name: str, raw: YMap) -> Path:
+    """The file of the other spec. Raises Fault where there is none."""
+    try:
+        path = loading.find(name, Path(raw.position.file) if raw.position.file else None)
+    except SpecError as e:
+        (p,) = e.problems
+        raise Fault(p.code, f"model: {p.message}", p.allowed, p.suggestion, key="spec") from None
     if not path.exists():
         raise Fault("file-missing", f"model: there is no file {path}", key="spec")
-    return loading.load(str(path) if row is None else f"{path}{table.MARK}{row}", overrides)
+    return path
+
+
+def _placed(problem: Problem, given: YMap | None) -> Problem:
+    """A problem with an override, where this spec says it."""
+    file = problem.position.file if problem.position else None
+    name = (file or "").removeprefix(OVERRIDE)
+    if given is None or file == name or name not in given:
+        return problem
+    return dataclasses.replace(problem, position=given.key_position[name])
 
 
 def _output(raw: YMap, document: Document) -> str:

@@ -36,9 +36,7 @@ class Numpy:
     """The network of table 1 with small widths; ``given`` by label, layers of a repeat stacked; ``group``: channels of
     one group."""
 
-    def __init__(
-        self, given: Mapping[str, Array], depth: int, widths: tuple[int, ...], group: int = GROUP
-    ) -> None:
+    def __init__(self, given: Mapping[str, Array], depth: int, widths: tuple[int, ...], group: int = GROUP) -> None:
         self.given, self.depth, self.widths, self.group = given, depth, widths, group
 
     def weight(self, path: str, layer: int | None = None) -> Array:

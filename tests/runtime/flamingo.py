@@ -1,4 +1,4 @@
-"""A small Flamingo, and the same model in NumPy from the paper (arXiv:2204.14198), image by image and token by token."""
+"""A small Flamingo, and the same model in NumPy from arXiv:2204.14198, image by image and token by token."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Flamingo:
         return np.asarray(norm(latents, w["final.scale"], w["final.bias"]) @ self.given["to_text.weight"])
 
     def gated(self, group: int, x: Array, media: Sequence[Array], last: Sequence[int]) -> Array:
-        """Figure 4, and section 2.4: token t looks at the latents of image ``last[t]``, counted from 1; at 0 at none."""
+        """Figure 4, and section 2.4: token t looks at the latents of image ``last[t]``, from 1 on; at 0 at none."""
         w = self.layer("group.gated_cross", group)
         cross = {n: w[f"cross.{n}"] for n in ("query", "key", "value", "out")}
         y = norm(x, w["pre_cross.scale"])

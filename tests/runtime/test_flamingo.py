@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,13 @@ import pytest
 
 import blockgraph as bg
 from blockgraph import training
-from compiler.errors import BlockgraphError, SpecError
-from compiler.language.model import Model, load, loads
+from compiler.errors import BlockgraphError
+from compiler.language.model import Model, load
 from compiler.lower.program import Program, program
 from runtime.inputs import complete
 from runtime.session import Session
 from runtime.weights.initial import random
-from tests.children import rows
-from tests.runtime.flamingo import IMAGE, IMAGES, LENGTHS, TINY, TOKENS, Flamingo, inputs, tiny, weights
+from tests.runtime.flamingo import IMAGE, IMAGES, LENGTHS, TOKENS, Flamingo, inputs, tiny, weights
 
 # Table 5, in millions as printed. The resampler's 194 do not follow from the sizes of table 4, nor do the 7100 and 1600
 # of 9B from its 40 and 10 layers: with 32 and 8 they do.
@@ -140,6 +138,18 @@ def test_markers_that_do_not_fit_are_refused() -> None:
     assert problem.message == "row 3 has 1 of the token 48, which stands for one of images, and 2 of images"
     drawn = complete(model, {}, {"batch": 2, "seq": 6, "image": 2, "frame": 1}).arrays
     assert ((drawn["tokens"] == IMAGE).sum(1) == 2).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_the_largest_is_compiled_for_a_tpu(phase: str) -> None:
+    """80B over 16 chips, divided as appendix B.1.2 says: heads, feed-forward and cross-attention 16 ways."""
+    pytest.importorskip("libtpu")
+    compiled = bg.compile(
+        "flamingo-80b", target="tpu:v5p:2x2x4", phase=phase, batch=8, length=256, parallel="tensor", mesh="model=16",
+        replicate=("vocab",), sizes={"image": 5, "frame": 1},
+    )  # fmt: skip
+    assert compiled.result.accepted
 
 
 def test_training_leaves_what_is_frozen() -> None:
