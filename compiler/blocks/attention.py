@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from compiler.blocks.position import Buckets, Located, Place, Position, TransformerXL, Way
 from compiler.errors import nearest
+from compiler.graph.axes import RECENT, STREAM
 from compiler.graph.ir import Value
 from compiler.graph.sizes import Size
 from compiler.language.block import Block, block
@@ -62,7 +63,8 @@ class OutGate(Args):
 class Attention(Block):
     """softmax(mask(scale * q k)) v. ``window``: only keys nearer than this, the query's own among them (with
     ``causal: false`` on both sides); ``softcap`` on the scores;
-    `from: {context: name}` takes keys and values from another value (cross-attention, not causal). Further ports:
+    `from: {context: name}` takes keys and values from another value (cross-attention, not causal, save with
+    `over: recent` to the sequence of which those are the last positions). Further ports:
     ``table`` of `position: buckets`; ``added``, numbers [heads queries keys] or fewer of these axes that are added to
     the scores; ``prefix``, an input of kind count: so many first positions are seen by all (prefix LM). Of a context:
     ``entry``, a number for each query [batch seq]: it sees that entry of the context's first axis, counted from 1, and
@@ -105,7 +107,7 @@ class Attention(Block):
         v = env.linear(source, "value", kv, bias=self.bias.value)
         if self.qk_norm is not None:
             q, k = _qk_norm(env, q, "query_norm", self.qk_norm), _qk_norm(env, k, "key_norm", self.qk_norm)
-        causal = self.causal and context is None
+        causal = self.causal and (context is None or (self.over, keys) == (RECENT, STREAM))
         way = self.position.way if self.position else Way()
         reach = min((n for n in (self.window, self.chunk) if n is not None), default=None)
         at = way.located(Place(env, x, source, self.over, keys, causal, ports.get("table"), reach), q, k)
@@ -159,9 +161,20 @@ class Attention(Block):
             raise Fault(
                 "conflicting-keys", "added is for attention whose positions add nothing to scores", key="position"
             )
+        if self.over == RECENT:
+            self._of_the_last("context" in ports and causal, ports)
         if "prefix" in ports and (not causal or self.window or self.chunk):
             text = "a prefix is for causal attention without a window or chunks"
             raise Fault("conflicting-keys", text, key="window" if self.window else "chunk" if self.chunk else "causal")
+
+    def _of_the_last(self, across: bool, ports: Mapping[str, Value]) -> None:
+        """Raises Fault for what is not done over the last positions."""
+        if self.chunk or "prefix" in ports:
+            text = "chunks and prefixes count from the first token, and attention over recent from the last positions"
+            raise Fault("conflicting-keys", text, key="chunk" if self.chunk else "from")
+        if across and self.window:
+            text = "the last positions are made anew from all of the sequence, of which a window would keep too little"
+            raise Fault("conflicting-keys", text, key="window")
 
 
 def _key_axis(context: Value, own: set[str], more: int = 0) -> tuple[str, ...]:

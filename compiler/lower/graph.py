@@ -19,6 +19,7 @@ from compiler.lower import (  # noqa: F401  (register)
     conv,
     defined,
     experts,
+    latest,
     linear_attend,
     loss,
     ordinal,

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compiler.graph.axes import RECENT, first_of
 from compiler.graph.ir import Value
-from compiler.graph.sizes import CAPACITY, ONE, ZERO, Size, smaller
+from compiler.graph.sizes import ONE, ZERO, Size, smaller
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops import ring, zigzag
 from compiler.ops.bias import Bias, Dense
@@ -30,16 +31,18 @@ class _Attention(Op):
     """Shared attributes. q [batch, queries, heads, head_dim]; k [batch, keys, kv_heads, head_dim];
     v [batch, keys, kv_heads, value]. Heads are grouped: head h reads kv head h * kv_heads // heads. Further operands
     in this order: those of the bias, ``prefix`` [batch] where there is one, ``query_segments`` and ``key_segments``
-    where there are segments, and ``lengths`` [batch]; each may have further batch axes."""
+    where there are segments, ``first`` [batch] where ``placed``, and ``lengths`` [batch]; each may have further batch
+    axes."""
 
     queries: str = "seq"
     keys: str = "seq"
     causal: bool = True
     window: int | None = None  # a query sees keys nearer than this; where not causal, on both sides
-    offset: int = 0  # positions by which this call's keys lie before its queries
+    offset: int | Size = 0  # positions by which this call's keys lie before its queries
     chunk: int | None = None  # a query sees the keys of its own chunk of so many positions only
     prefix: bool = False  # keys at positions below ``prefix`` are seen by all queries (prefix LM, arXiv:1910.10683)
     segments: bool = False  # a query sees keys of its own number only: [batch, queries] and [batch, keys], int32
+    placed: bool = False  # ``first`` says at which position each row's queries begin
     bias: Bias | None = None  # what is added to the scores
     scale: float = 1.0
     softcap: float | None = None
@@ -54,6 +57,7 @@ class _Attention(Op):
         """Operands behind the usual ones, by name."""
         names = [*(self.bias.operands if self.bias else ()), *(["prefix"] if self.prefix else [])]
         names += ["query_segments", "key_segments"] if self.segments else []
+        names += ["first"] if self.placed else []
         return dict(zip([*names, "lengths"], rest, strict=False))
 
     def attributes(self) -> dict[str, Any]:
@@ -119,7 +123,8 @@ class _Attention(Op):
         """Keys a query, counted as this implementation runs them: whole tiles when blocked, all when plain."""
         if self.implementation != "blocked":
             return k
-        causal, window = self.causal and not self.prefix, 0 if self.prefix else self.window or 0
+        known = not self.prefix and not self.placed
+        causal, window = self.causal and known, self.window or 0 if known else 0
         pairs = Size.opaque("block_pairs", q, k, BLOCK, BLOCK, window, int(causal), self.offset, chunk or 0)
         return pairs * (BLOCK * BLOCK)
 
@@ -148,6 +153,8 @@ class _Attention(Op):
         if axis == self.keys == self.queries:  # a window that looks both ways is not done across shards
             apart = not self.by_position and not self.segments and (self.causal or self.window is None)
             return Role.ACROSS if apart else Role.WHOLE
+        if axis == self.queries and self.causal:
+            return Role.WHOLE  # of which position a shard's first query is, it does not know
         own = self.bias.whole if self.bias else ()
         whole = (self.keys, self.dim, ins[2].axes[-1], "slots", "slot_rows", "lanes", *own)
         return Role.WHOLE if axis in whole else Role.PARALLEL
@@ -200,24 +207,27 @@ class Attend(_Attention):
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         if axis == self.keys:
             known = not isinstance(self.bias, Dense) and not self.segments  # of what lies in a cache
-            streams = self.causal and self.queries == self.keys and known
+            streams = self.causal and known
             return Along.STATEFUL if streams else Along.LOOKAHEAD
         if axis == self.queries:  # counted from the first query of a call, which is not where the sequence begins
-            fixed = self.window is None and (not self.by_position or isinstance(self.bias, Dense))
+            fixed = not self.causal and self.window is None and (not self.by_position or isinstance(self.bias, Dense))
             return Along.POINTWISE if fixed else Along.LOOKAHEAD
         return Along.POINTWISE
 
     def stream(self, s: Streaming, ins: Sequence[Value]) -> tuple[Value, ...]:
         q, k, v = ins[:3]
         reach = min((n for n in (self.window, self.chunk) if n is not None), default=None)
-        slots = CAPACITY if reach is None else smaller(reach, CAPACITY)
+        slots = s.capacity if reach is None else smaller(reach, s.capacity)
         kind = "cache" if reach is None else "ring"
         types = s.caches.types([k.type, v.type], self.keys, self.kv_heads, slots)  # as the target wants them
         old_k, old_v = (s.state(name, kind, t) for name, t in zip(("key", "value"), types, strict=True))
+        first = s.first(self.queries) if self.queries != self.keys else None
+        op, rest = dataclasses.replace(self, offset=0, placed=first is not None), [*ins[3:]]
+        rest += [] if first is None else [first]
         if s.fresh:  # the cache is empty: it is only written
-            out = s.b.apply(self, q, k, v, *ins[3:])
+            out = s.b.apply(op, q, k, v, *rest)
         else:
-            out = s.b.apply(AttendCached(**self.attributes()), q, k, v, old_k, old_v, s.start, *ins[3:])
+            out = s.b.apply(AttendCached(**op.attributes()), q, k, v, old_k, old_v, s.start, *rest)
         s.write("key", old_k, k, "append", out[0])
         s.write("value", old_v, v, "append", out[0])
         return out
@@ -309,7 +319,7 @@ class AttendGradient(_Attention):
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.heads and ins[1].size(self.kv_heads) == 1:
             return Role.SUM  # every head adds to the one key and value head's cotangents
-        if axis == self.queries != self.keys:
+        if axis == self.queries != self.keys and not self.causal:
             return Role.SUM  # every query adds to the cotangents of keys that are not its own sequence's
         if axis in ins[0].axes and any(axis not in t.axes for t in outs[3:]):
             return Role.SUM if super().role(axis, ins, outs) is Role.PARALLEL else Role.WHOLE  # rows share a bias
@@ -378,7 +388,8 @@ def attend(
     if (query_segments is None) != (key_segments is None):
         raise TypeProblem("axis-mismatch", "segments are numbers of queries and of keys, found one of them")
     segments = [b.cast(v, "int32") for v in (query_segments, key_segments) if v is not None]
-    op = Attend(queries, keys, bool(causal), window, scale=float(scale), softcap=softcap, dim=dim, chunk=chunk,
+    offset = first_of(queries, q.type.size(queries)) if queries == RECENT != keys else 0
+    op = Attend(queries, keys, bool(causal), window, offset, scale=float(scale), softcap=softcap, dim=dim, chunk=chunk,
                 prefix=prefix is not None, segments=bool(segments), bias=bias)  # fmt: skip
     lengths = None if lengths is None else b.cast(lengths, "int32")
     rest = [*((given or {})[n] for n in (bias.operands if bias else ())), prefix, *segments, lengths]

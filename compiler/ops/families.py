@@ -8,6 +8,7 @@ from compiler.ops import (  # noqa: F401
     elementwise,
     experts,
     latent,
+    latest,
     leaves,
     linear,
     linear_attend,
