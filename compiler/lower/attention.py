@@ -213,7 +213,7 @@ def pairs(op: _Attention, t: int, s: int, aligned: bool, chunk: int | None = Non
     for i in range(nq):
         first, last = i * BLOCK, min((i + 1) * BLOCK, t) - 1
         if aligned:
-            first, last = first + op.offset, last + op.offset
+            first, last = first + int(op.offset), last + int(op.offset)  # type: ignore[arg-type]
         causal = op.causal and not op.prefix
         ahead = 0 if causal else op.window - 1 if op.window else s  # how far a query sees beyond itself
         upper = min((last + ahead) // BLOCK + 1, nk) if aligned else nk

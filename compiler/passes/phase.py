@@ -86,7 +86,8 @@ def phase_graph(
         text = f"{model.name} makes its last positions anew when there are {latest.count}: it has no {phase}"
         raise PhaseError(Problem("no-verify", text, None, ("prefill", "decode")))
     deferred = phase in ("verify", "commit")
-    streaming = Streaming(flows, deferred, fresh, caches, latest=latest, full=phase == "prefill")
+    full, silent = phase == "prefill", logits == "none"
+    streaming = Streaming(flows, deferred, fresh, caches, latest=latest, full=full, silent=silent)
     graph = streaming.run(whole)
     streaming.problems.raise_if_any(PhaseError)
     if phase == "commit":

@@ -71,14 +71,15 @@ def stacked(t: TensorType, trips: Sequence[tuple[str, int]]) -> TensorType:
 class Streaming(Replay):
     """Ops use ``b``, ``start``, ``valid``, ``fresh``, ``capacity`` (of the axis that they look back along), ``first``,
     ``full``, ``caches``, ``state`` and ``write``. ``deferred``: nothing is written, ``pendings`` tells what would have
-    been. ``latest``: which the last positions are, where a model has an axis of them; ``full``: they are made anew."""
+    been. ``latest``: which the last positions are, where a model has an axis of them; ``full``: they are made anew.
+    ``silent``: nothing but the state is wanted of the call."""
 
     def __init__(
         self, flows: Dependence, deferred: bool, fresh: bool = False, caches: CacheLayout = HEADS_FIRST, *,
-        latest: Latest | None = None, full: bool = False,
+        latest: Latest | None = None, full: bool = False, silent: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.flows, self.deferred, self.caches, self.full = flows, deferred, caches, full
+        self.flows, self.deferred, self.caches, self.full, self.silent = flows, deferred, caches, full, silent
         self.problems = Problems()
         rows = TensorType.make([("batch", BATCH)], "int32")
         start = self.b.append(State("length", "length"), (), (rows,))[0]
@@ -86,7 +87,7 @@ class Streaming(Replay):
         self.along = {STREAM: Flow(STREAM, start, valid, start, fresh, CAPACITY)}
         self.flow = self.along[STREAM]
         if latest is not None:
-            self.along[RECENT], self.keep = self._recent(latest, start, valid, rows), latest.keep
+            self.along[RECENT], self.anew = self._recent(latest, start, valid, rows), latest.keep
         self.pendings: list[Pending] = []
         self.results: list[tuple[str, Value]] = []
         self._labels: dict[str, int] = {}
@@ -164,7 +165,7 @@ class Streaming(Replay):
             for name, value in zip(pending.names, values, strict=True):
                 self._hand_out(self.b, name, value)
             return
-        if after is not None:
+        if after is not None and not self.silent:
             values = [self.b.one(After(), v, after) for v in values]
         made = written(self.b, how, self.flow.axis, state, values, (self.start, self.valid))
         if isinstance(self.b, Region):
@@ -245,7 +246,7 @@ class Streaming(Replay):
         """As many as the call has along the axis."""
         size = op.size
         if flow.axis == RECENT:
-            size = self.keep if self.full else SEQ
+            size = self.anew if self.full else SEQ
         made = dataclasses.replace(op, size=size)
         return self.b.apply(made, self.b.use(flow.first))
 
