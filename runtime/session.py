@@ -34,8 +34,9 @@ class Session:
 
     ``params`` maps parameter labels to arrays. Prefill is compiled for calls of ``chunk`` tokens, decode for one;
     prompts of unequal lengths are right-padded and each row equals its solo run. A model that makes more of its last
-    positions (`latest`) makes them anew at the end of each prompt, and in a row that has no room for one more. ``on``: the programs of a mesh, whose
-    ``chunk``, batch and capacity are the same; then every process calls the same methods with the same arguments."""
+    positions (`latest`) makes them anew at the end of each prompt, and in a row that has no room for one more. ``on``:
+    the programs of a mesh, whose ``chunk``, batch and capacity are the same; then every process calls the same methods
+    with the same arguments."""
 
     def __init__(
         self, model: Model, params: Mapping[str, Any], *, batch: int, capacity: int, chunk: int = CHUNK,

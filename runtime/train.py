@@ -23,6 +23,7 @@ from compiler.parallel.build import build  # noqa: E402
 from compiler.parallel.request import Request, Wires  # noqa: E402
 from compiler.passes.accumulate import WEIGHT  # noqa: E402
 from compiler.passes.call import TRAIN  # noqa: E402
+from compiler.passes.dropout import rates  # noqa: E402
 from compiler.targets.types import Target  # noqa: E402
 from runtime import markers  # noqa: E402
 from runtime.batches import Batch, Batches  # noqa: E402
@@ -69,7 +70,8 @@ class Trainer:
     ) -> None:  # fmt: skip
         if asked.phase != TRAIN:
             raise BlockgraphError(Problem("bad-option", f"a trainer runs {TRAIN}, not {asked.phase}"))
-        self.model, self.asked = model, asked
+        self.model, self.asked, self.seed = model, asked, seed
+        self.rates = rates(model.graph)
         if progress:
             progress("building the step")
         made = program_of(build(model, asked, target, wires), TRAIN, jax.devices())
@@ -111,6 +113,7 @@ class Trainer:
         rows, length = tokens.shape
         inputs.setdefault("seq_lengths", np.full(rows, length))
         inputs |= {"learning_rate": np.float32(rate)} | ({} if lengths is None else {"seq_lengths": lengths})
+        inputs |= self._kept(inputs)
         self._check(inputs, tokens)
         given = {k: inputs[k] for k in self.program.inputs}
         out, self.params, self.state = self._step(self.params, self.state, self._placed(given))
@@ -131,6 +134,17 @@ class Trainer:
             if not np.isfinite(said.loss):
                 message = f"the loss of step {said.step} is {said.loss}"
                 raise Diverged(Problem("diverged", message, None, (), "a lower --lr, or a longer --warmup"))
+
+    def _kept(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Which positions count of those that a step leaves out at random, where the batch does not say."""
+        made = {}
+        for i, (label, rate) in enumerate(self.rates.items()):
+            if label in self.program.inputs and label not in inputs:
+                sizes = {**self.program.sizes, "batch": self.asked.batch}
+                shape = [int(s.evaluate(sizes)) for s in self.program.inputs[label].sizes]
+                draw = np.random.default_rng([self.seed, self.count, i])
+                made[label] = (draw.random(shape) >= rate).astype(np.int32)
+        return made
 
     def _check(self, inputs: Mapping[str, Any], tokens: np.ndarray) -> None:
         if missing := [k for k in self.program.inputs if k not in inputs]:

@@ -24,6 +24,7 @@ from compiler.language.fields import (
     OptionalCount,
     OptionalNumber,
     OptionalPositive,
+    Share,
     Word,
 )
 from compiler.language.scope import Fault, divisors
@@ -86,6 +87,7 @@ class Attention(Block):
     sinks: Flag = False  # a learned logit a head, of a key more whose value is 0 (gpt-oss, arXiv:2508.10925)
     out_gate: OutGate | None = None
     over: Annotated[str, Word] = "seq"  # the axis attended along
+    drop: Share = 0.0  # share of a context's positions that a training step leaves out, for all heads and queries
 
     def build(self, env: Env, x: Value, **ports: Value) -> Value:
         b, context = env.b, ports.get("context")
@@ -101,6 +103,8 @@ class Attention(Block):
         segments: dict[str, Value] = {}
         if context is not None:
             source, keys, segments = self._read(env, x, context, ports.get("entry"))
+        if self.drop:
+            segments = self._dropped(env, x, context, keys, segments)
         q = env.linear(x, "query", [("heads", self.heads), ("head_dim", self.head_dim)], bias=self.bias.query)
         kv = [("kv_heads", self.kv_heads), ("head_dim", self.head_dim)]
         k = env.linear(source, "key", kv, bias=self.bias.key)
@@ -144,6 +148,17 @@ class Attention(Block):
         number = b.expand(number, [(inner, context.type.size(inner))])
         source, numbers = (b.merge(v, [outer, inner], inner) for v in (context, number))
         return source, inner, {"query_segments": entry, "key_segments": numbers}
+
+    def _dropped(
+        self, env: Env, x: Value, context: Value | None, keys: str, segments: dict[str, Value]
+    ) -> dict[str, Value]:
+        """A random share of the keys has a number that no query has (cross-attend dropout of Perceiver AR)."""
+        if context is None or segments or "batch" not in context.axes:
+            text = "drop leaves out positions of a context [batch, one axis, width]"
+            raise Fault("conflicting-keys", text, ("from: {context: name}",), key="drop")
+        if self.drop == 1:
+            raise Fault("out-of-range", "drop = 1 would leave nothing", ("below 1",), key="drop")
+        return {"query_segments": env.b.kept(x, self.over), "key_segments": env.b.kept(context, keys, self.drop)}
 
     def _one_meaning(self, at: Located, way: Way, ports: Mapping[str, Value], causal: bool) -> None:
         """Raises Fault for ports and options that say nothing together."""

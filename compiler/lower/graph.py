@@ -18,6 +18,7 @@ from compiler.lower import (  # noqa: F401  (register)
     collective,
     conv,
     defined,
+    dropout,
     experts,
     latest,
     linear_attend,

@@ -5,6 +5,7 @@ from compiler.ops import (  # noqa: F401
     collective,
     control,
     conv,
+    dropout,
     elementwise,
     experts,
     latent,

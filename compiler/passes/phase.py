@@ -21,6 +21,7 @@ from compiler.ops.leaves import Input, Parameter, State
 from compiler.ops.state import HEADS_FIRST, CacheLayout
 from compiler.passes.commit import commit
 from compiler.passes.dependence import dependence
+from compiler.passes.dropout import dropped
 from compiler.passes.encode import Encode
 from compiler.passes.keep_last import keep_last
 from compiler.passes.lengthen import lengthen
@@ -61,13 +62,13 @@ def phase_graph(
     """The graph of ``phase``. ``logits``: "last" (each row's last valid position; the default of prefill), "all", or
     "none": only the state moves on, and of a model that makes more of its last positions, without these.
     ``fresh``: the state is empty (a prompt's first call), so caches are written and not read.
-    ``caches``: how they lie. ``losses``: with the terms of the training loss, as outputs of forward.
+    ``caches``: how they lie. ``losses``: as a training step has it, with the terms of its loss as outputs of forward.
     Raises PhaseError for an unknown phase, and where a block looks ahead in a streaming phase."""
     if phase not in PHASES:
         raise PhaseError(Problem("unknown-phase", f"no phase is called {phase}", None, PHASES, nearest(phase, PHASES)))
     if phase == "forward":
         whole = model.losses if losses and model.losses is not None else model.graph
-        return PhaseGraph(phase, prune(write_out(whole)))
+        return PhaseGraph(phase, prune(write_out(dropped(whole, losses))))
     if model.streaming_input is None:
         raise PhaseError(
             Problem(
@@ -77,7 +78,7 @@ def phase_graph(
                 ("forward",),
             )
         )
-    whole = lengthen(model.graph)
+    whole = lengthen(dropped(model.graph, training=False))
     flows = dependence(whole, model.streaming_input)
     if phase == "encode":
         return PhaseGraph(phase, prune(Encode(flows).run(whole)))

@@ -17,7 +17,8 @@ ADDED_BY: dict[str, frozenset[str]] = {
         "map", "cast", "stop_gradient", "dot", "norm", "softmax", "lookup", "rotate", "sinusoid", "attend",
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
         "recur", "linear_attend", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot",
-        "collect", "attend_latent", "ordinal", "one_hot", "latest", "seats", "choose_tokens", "to_seats", "from_seats",
+        "collect", "attend_latent", "ordinal", "one_hot", "seats", "choose_tokens", "to_seats", "from_seats",
+        "latest", "kept",
     }),
     "phase": frozenset({
         "state", "append", "keep_last", "keep_tail", "replace", "last_valid", "after", "attend_cached",
