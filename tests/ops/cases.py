@@ -19,7 +19,7 @@ from compiler.ops.recurrence import Recur, ShortConv
 from compiler.ops.rotate import Rotate
 from compiler.ops.rows import FromRows, ToRows
 from compiler.ops.shape import Merge, Pad, Split
-from tests.ops import linear_cases, packed_cases, seat_cases, window_cases
+from tests.ops import latest_cases, linear_cases, packed_cases, seat_cases, window_cases
 from tests.ops import reference as ref
 from tests.ops.build import Case
 
@@ -362,7 +362,7 @@ def _experts() -> list[Case]:
 
 CASES = [
     *_elementwise(), *_shapes(), *_products(), *_attention(), *_recurrences(), *_experts(), *seat_cases.cases(),
-    *packed_cases.cases(), *window_cases.cases(), *linear_cases.cases(),
+    *packed_cases.cases(), *window_cases.cases(), *linear_cases.cases(), *latest_cases.cases(),
 ]  # fmt: skip
 untested = set(TABLE) - {c.id for c in CASES}
 assert not untested, f"functions without a case: {untested}"
