@@ -19,6 +19,7 @@ NODES: dict[str, str] = {
     "fill": "{fill: {where: 999}, from: {features: seen, ids: tokens}}",
     "gain": "gain: {over: last}",
     "latent_attention": "latent_attention: {rank: 32, rotary_dim: 8, query_rank: 48}",
+    "latest": "latest: {count: 64, keep: 56}",
     "linear": "linear: {to: mlp, bias: true}",
     "merge": "merge: {axes: [height, width], to: patches}",
     "mlp": "mlp: {gate: gelu_tanh}",
@@ -52,6 +53,15 @@ WHOLE: dict[str, str] = {
     "conv": f"{AFTER_IMAGE}{NODES['conv']}\n",
     "merge": f"{AFTER_IMAGE}conv: {{to: embed, kernel: 8, stride: 8}}\n  - {NODES['merge']}\n",
     "pool": f"{AFTER_IMAGE}{NODES['pool']}\n",
+    "latest": """\
+graph:
+  inputs: [{embed: , from: tokens}]
+  logits:
+    - {latest: {count: 64, keep: 56}, from: inputs}
+    - residual: [{attention: {over: recent, position: rope, drop: 0.5}, name: cross, from: {context: inputs}}]
+    - repeat: {times: 6, cycle: [{residual: [{attention: {over: recent, position: rope}}]}]}
+    - unembed
+""",
     "model": f"{AFTER_IMAGE}{NODES['model']}\n",
 }
 PORTED: dict[tuple[str, str], str] = {

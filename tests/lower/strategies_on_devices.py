@@ -39,6 +39,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                                        "layers": 3, "dense": 1, "dense_mlp": 64, "experts": 8, "active": 2, "groups": 4,
                                        "active_groups": 2}),
     "positions": (str(SPECS / "positions.yaml"), SMALL | {"kv_heads": 4}),  # biases by position
+    "perceiver": ("perceiver-ar-music", SMALL | {"wide": 48, "cross_heads": 4, "latents": 16, "keep": 12, "layers": 2,
+                                                 "context": 32, "rotated": 0.5}),
     "flamingo": (str(SPECS / "flamingo_tiny.yaml"), {}),  # images of varying number, parts that are frozen
 }  # fmt: skip
 WIDE = {"dtype": "float32", "vocab": 96, "embed": 32, "layers": 2}
@@ -145,11 +147,14 @@ FAST = [
     case("few bits", "fsdp+tensor", "fsdp=2,model=2", "forward"), case("few bits", "tensor", "model=2", "decode"),
 ]  # fmt: skip
 SLOW = [
-    *(case(m, *s, "train") for m in MODELS if m not in {*RECURRENT, "flamingo"} and "few" not in m
+    *(case(m, *s, "train") for m in MODELS if m not in {*RECURRENT, "flamingo", "perceiver"} and "few" not in m
       for s in (*ALONE, *COMBINED)),
     *(Case("flamingo", *s, batch=4, seq=16) for s in (
         ("data+tensor", "data=2,model=2"), ("fsdp+tensor", "fsdp=2,model=2"), ("context", "context=4"),
         ("tensor+sequence", "model=2"))),
+    *(Case("perceiver", *s) for s in (("data+tensor", "data=4,model=2"), ("fsdp+tensor", "fsdp=4,model=2"),
+                                      ("context", "context=4"), ("tensor+sequence", "model=2"))),
+    *(Case("perceiver", "tensor", "model=2", phase, seq=24) for phase in ("prefill", "decode")),
     Case("flamingo", "data+tensor", "data=4,model=2", "encode"), Case("flamingo", "tensor", "model=2", "decode"),
     # the gradients of Qwen3-Next's decays cancel so far that the last bit of a weight moves them by 3e-5 of the largest
     *(case(m, *s, "forward" if m == "qwen3-next" else "train") for m in RECURRENT

@@ -59,8 +59,8 @@ BLOCKS = {
     "merge": ["merge: {axes: embed, to: mlp}", "linear: {to: embed}"],
     "mlp": ["mlp: {gate: gelu_tanh, bias: true}"],
     "model": [
-        "model: {spec: smollm2-135m, set: {vocab: 11, embed: 8, mlp: 12, heads: 2, kv_heads: 1, head_dim: 4, layers: 1}},"
-        " from: tokens, name: inner",
+        "model: {spec: smollm2-135m, set: {vocab: 11, embed: 8, mlp: 12, heads: 2, kv_heads: 1, head_dim: 4, "
+        "layers: 1}}, from: tokens, name: inner",
         "linear: {to: embed}",
     ],
     "moe": [
