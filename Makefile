@@ -10,13 +10,14 @@ DEMO ?= demo
 .DELETE_ON_ERROR:
 
 # One environment for both; brought up to date when the pins or the project's metadata change. setuptools first, pinned:
-# it builds the project.
+# it builds the project. compat: a path in place of an import hook, so that a folder called blockgraph (this one, seen
+# from above) does not hide the package.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Blockgraph needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	@echo "installing into $(VENV) (a minute or two; once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) setuptools
-	@$(PIP) --no-build-isolation -e '.[tpu,gpu,dev]'
+	@$(PIP) --no-build-isolation --config-settings editable_mode=compat -e '.[tpu,gpu,dev]'
 	@touch $@
 
 # Real weights: only the file is wanted, so nothing that the package would ask for.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,12 +135,8 @@ def compile(
     asked = compiling.parallel_of(parallel, mesh, shard, replicate, slices, found, schedule, microbatches, rounds)
     phase, note = phase_of(model, phase)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), logits, training or Training(), asked)
-    compiled = compiling.run(model, request, found, out, check, time_limit, export, progress)
-    notes = (*model.notes, *((note,) if note is not None else ()), *compiled.result.notes)
-    compiled = replace(compiled, result=replace(compiled.result, notes=notes))
-    if compiled.out is not None:
-        write_json(compiled.out / "summary.json", compiled.as_json())
-    return compiled
+    notes = (*model.notes, *((note,) if note is not None else ()))
+    return compiling.run(model, request, found, out, check, time_limit, export, progress, notes)
 
 
 def explain(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockgraph import checks, meshes, room
+from blockgraph import checks, meshes, placing, room
 from blockgraph.meshes import parallel_of as parallel_of
 from compiler.errors import BlockgraphError, Problem
 from compiler.language.model import Model
@@ -21,6 +19,7 @@ from compiler.passes.phase import phase_graph
 from compiler.targets import Job
 from compiler.targets import run as run_job
 from compiler.targets.environment import check_installed
+from compiler.targets.job import FILES, LOG_NAME
 from compiler.targets.result import Result
 from compiler.targets.types import Target
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 ENTRY = "compiler.lower.entry:build"
+SUMMARY = "summary.json"
 
 
 def run(
@@ -40,9 +40,10 @@ def run(
     time_limit: float,
     export: bool,
     progress: Progress | None,
+    notes: tuple[str, ...] = (),
 ) -> Compiled:
     """Compiles a request for a target. What is wrong with strategy, mesh and sizes is told before a child starts."""
-    from blockgraph.api import Compiled
+    from blockgraph.api import Compiled, write_json
 
     check_installed(target)
     built: Built | None = None
@@ -52,30 +53,29 @@ def run(
         built = meshes.build(model, request, target)
     else:
         phase_graph(model, request.phase, request.logits)  # a phase that the model cannot run
-    job = job_of(model, request, target, time_limit, export and out is not None)
-    checked = None
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="blockgraph-compile-") as folder:
-            try:
-                result = run_job(replace(job, out=folder, artifacts=("optimised_hlo",) if check else ()), progress)
-            except BlockgraphError as error:
-                raise type(error)([_without_log(p, folder) for p in error.problems]) from None
-            checked = _checked(built, result, target, progress) if check else None
-        result = replace(result, files={})
-    else:
-        result = run_job(replace(job, out=str(out)), progress)
+    place = None if out is None else Path(out)
+    job = job_of(model, request, target, time_limit, export and place is not None)
+    if place is None:
+        job = replace(job, artifacts=("optimised_hlo",) if check else ())
+    with placing.staged(place, (*FILES, LOG_NAME, SUMMARY), kept=(LOG_NAME,)) as folder:
+        try:
+            result = run_job(replace(job, out=str(folder)), progress)
+        except BlockgraphError as error:
+            raise type(error)([_log_in(p, folder, place) for p in error.problems]) from None
         checked = _checked(built, result, target, progress) if check else None
-    known = meshes.figures(model, request, target, built) if built is not None or not result.accepted else None
-    found: tuple[room.Setting, ...] = ()
-    if not result.accepted and known is not None:
-        found = room.settings(model, known, result, progress)
-    if request.parallel is None and target.devices > 1:
-        result = replace(result, notes=(*result.notes, _one_of(target, request)))
-    return Compiled(
-        model.name, request.phase, request.batch, request.length, request.chunk, result,
-        None if out is None else Path(out), 1 if request.parallel is None else target.devices, known, checked, found,
-        model.unit,
-    )  # fmt: skip
+        known = meshes.figures(model, request, target, built) if built is not None or not result.accepted else None
+        found: tuple[room.Setting, ...] = ()
+        if not result.accepted and known is not None:
+            found = room.settings(model, known, result, progress)
+        alone = [_one_of(target, request)] if request.parallel is None and target.devices > 1 else []
+        files = {} if place is None else {k: str(place.resolve() / Path(f).name) for k, f in result.files.items()}
+        result = replace(result, files=files, notes=(*notes, *result.notes, *alone))
+        compiled = Compiled(
+            model.name, request.phase, request.batch, request.length, request.chunk, result, place,
+            1 if request.parallel is None else target.devices, known, checked, found, model.unit,
+        )  # fmt: skip
+        write_json(folder / SUMMARY, compiled.as_json())
+    return compiled
 
 
 def job_of(model: Model, request: Request, target: Target, time_limit: float, export: bool) -> Job:
@@ -107,7 +107,8 @@ def _one_of(target: Target, request: Request) -> str:
     return f"compiled for one of its {target.devices:,} devices: --parallel {strategy} uses them all{also}"
 
 
-def _without_log(problem: Problem, folder: str) -> Problem:
-    """A problem whose log is gone with the folder that it lay in."""
-    message = re.sub(rf"log: {re.escape(folder)}\S*", "--out DIR keeps the whole log", problem.message)
-    return replace(problem, message=message)
+def _log_in(problem: Problem, folder: Path, place: Path | None) -> Problem:
+    """A problem whose log is not where it was written: it was put in place, or is gone with its folder."""
+    log = str(folder.resolve() / LOG_NAME)
+    there = "--out DIR keeps the whole log" if place is None else f"log: {place.resolve() / LOG_NAME}"
+    return replace(problem, message=problem.message.replace(f"log: {log}", there))

@@ -111,6 +111,12 @@ class TargetError(BlockgraphError):
     """A target that does not exist, cannot be compiled for here, or refused the program."""
 
 
+class InternalError(TargetError):
+    """What should not happen: a mistake in Blockgraph, not in what it was given."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
+
+
 @dataclass
 class Problems:
     """Collects problems so that a file's faults are all told in one run."""

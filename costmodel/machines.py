@@ -132,8 +132,8 @@ def machine(name_or_path: str | Path) -> Machine:
         return read(hardware_folder() / f"{name}.yaml", name=name)
     if name == "cpu":
         message = (
-            "no numbers are shipped for the CPU, as they differ from machine to machine: "
-            "`blockgraph calibrate` measures this one and writes its file; that path is then a machine's name"
+            "no numbers are shipped for the CPU, as they differ from machine to machine: write its file like those of "
+            "specs/hardware; that path is then a machine's name"
         )
         raise MachineError(Problem("not-calibrated", message, None, known))
     aliases = {alias: found.name for found in map(machine, known) for alias in found.aliases}

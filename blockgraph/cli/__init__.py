@@ -12,7 +12,8 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 
 def main() -> NoReturn:
-    """Runs the command line and ends the process: 0 done, 1 a "no" (refused, different), 2 bad input."""
+    """Runs the command line and ends the process: 0 done, 1 a "no" (refused, different), 2 bad input,
+    70 a fault of our own."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that lacks a sign

@@ -1,7 +1,8 @@
 """FLOPs of the matrix products that a compiled program runs, counted from its text; one multiply-add is 2.
 
 Products hide under several names: ``dot``, alone or in a fusion; ``convolution``, which is what TPU makes of every dot;
-calls of cuBLAS and cuDNN; and TPU's kernel for ragged products. What a custom call does otherwise is not known: those
+a ``multiply`` and a ``reduce`` that kept the name of a dot, which is what XLA makes of a product with one row; calls of
+cuBLAS and cuDNN; and TPU's kernel for ragged products. What a custom call does otherwise is not known: those
 are listed, not guessed.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from compiler.check.hlo import HloError, Instruction, Module, Shape, parse
+from compiler.check.hlo import Computation, HloError, Instruction, Module, Shape, parse
 from compiler.check.loops import Trips, Visit, walk
 
 # Custom calls that multiply nothing.
@@ -25,6 +26,7 @@ PLAIN = {
     "PartialReduce", "SliceToDynamic", "PadToStatic", "MoveToHost", "MoveToDevice", "annotate_device_placement",
     "__cub$DeviceRadixSort", "SliceId", "ZeroCrop",
 }  # fmt: skip
+_REWRITTEN = "dot_general"  # how jax's name of a dot ends, on whatever XLA made of it
 _WINDOW = re.compile(r"(\w+)=(\S+)")
 
 
@@ -92,6 +94,8 @@ def _costliest(items: Iterable[tuple[tuple[tuple[int, int], ...], int]]) -> int:
 def _count(visit: Visit) -> int | None:
     """FLOPs of one execution; None when the instruction is no product, or its work is not known."""
     i = visit.instruction
+    if i.opcode in ("multiply", "reduce"):
+        return _rewritten(i, visit.computation)
     if i.opcode not in ("dot", "scaled-dot", "convolution", "ragged-dot", "custom-call"):
         return None
     shapes = visit.computation.operand_shapes(i)
@@ -108,6 +112,20 @@ def _count(visit: Visit) -> int | None:
 
 def _dot(left: Shape, result: Shape, contracted: Sequence[int]) -> int:
     return 2 * result.elements * math.prod(left.dims[d] for d in contracted)
+
+
+def _rewritten(i: Instruction, within: Computation) -> int | None:
+    """A dot as elementwise products: summed by a reduce of its name, or, where it sums over one element, not at all."""
+    if not i.op_name.endswith(_REWRITTEN):
+        return None
+    if i.opcode == "multiply":
+        return 2 * next(i.shape.leaves()).elements
+    factors = within.get(i.operands[0])
+    while factors is not None and factors.opcode in ("bitcast", "convert", "copy", "reshape", "transpose"):
+        factors = within.get(factors.operands[0])
+    if factors is None or factors.opcode != "multiply" or factors.op_name.endswith(_REWRITTEN):
+        return None
+    return 2 * next(factors.shape.leaves()).elements
 
 
 def _ragged(left: Shape, result: Shape) -> int:

@@ -261,3 +261,14 @@ def softcap(b: Builder, x: Value, cap: float) -> Value:
 def scale(b: Builder, x: Value, by: float | Value) -> Value:
     """x times a number."""
     return b.mul(x, b.cast(by, x.type.dtype) if isinstance(by, Value) else by)
+
+
+def widened(b: Builder, value: Value, dtype: str) -> Value:
+    """A term of a sum in a wide float: where it was wide before it was narrowed (a gradient to its parameter's dtype),
+    as it was then. The sum loses no bits, and its parts on devices can be completed once, after the last term."""
+    node = next((n for n in reversed(b.nodes) if any(v.id == value.id for v in n.results)), None)
+    if node is not None and isinstance(node.op, Cast) and node.operands[0].type.dtype == dtype:
+        return node.operands[0]
+    if node is not None and isinstance(node.op, Map) and node.op.fn == "add":
+        return b.add(*(widened(b, v, dtype) for v in node.operands))
+    return b.cast(value, dtype)

@@ -17,6 +17,7 @@ from compiler.graph.region import Region
 from compiler.graph.replay import Replay
 from compiler.graph.sizes import BATCH, Size
 from compiler.graph.types import DTYPE_BITS, TensorType
+from compiler.ops.elementwise import widened
 from compiler.ops.leaves import Input, Parameter, State
 from compiler.ops.shape import Split, zeros
 from compiler.passes.prune import prune
@@ -75,6 +76,6 @@ def _summed(
             replay.node(node)
     added = []
     for total, (_, value) in zip(totals, graph.outputs, strict=True):
-        added.append(region.add(total, region.cast(replay.map[value.id], total.type.dtype)))
+        added.append(region.add(total, widened(region, replay.map[value.id], total.type.dtype)))
     ends, _, _ = region.close(added)
     return {name: end for (name, _), end in zip(graph.outputs, ends, strict=True)}

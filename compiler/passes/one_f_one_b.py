@@ -28,6 +28,7 @@ from compiler.graph.replay import Replay
 from compiler.graph.sizes import BATCH, Size
 from compiler.graph.types import DTYPE_BITS, TensorType
 from compiler.ops.control import Repeat
+from compiler.ops.elementwise import widened
 from compiler.ops.leaves import Input
 from compiler.ops.lookup import Lookup, Put
 from compiler.ops.recurrence import Shift
@@ -87,7 +88,7 @@ class _Tick:
             wide = t if DTYPE_BITS[t.dtype] >= DTYPE_BITS["float32"] else t.with_dtype("float32")
             self.carry(wide, label)
         at = self.labels.index(label)
-        self.ends[at] = r.add(self.ends[at], r.cast(r.arrange(term, self.ends[at].axes), self.ends[at].type.dtype))
+        self.ends[at] = r.add(self.ends[at], r.arrange(widened(r, term, self.ends[at].type.dtype), self.ends[at].axes))
 
 
 class _Schedule:

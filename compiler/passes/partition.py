@@ -133,6 +133,7 @@ class Partition(Replay):
         self.inside: dict[str, str] = {}  # mesh axis -> the axis over its shards, in a program across them
         self.open: Mapping[str, int] = self.mesh  # less those that divide the trips of a parallel repeat, in its region
         self.entering: list[Placement] = []  # of what the region being opened carries
+        self.late: list[set[tuple[int, str]]] = []  # of each open region, the sums that it hands on as parts, over what
         self.leaving: list[list[Placement]] = []  # of the outputs of the regions just replayed, and before matching
 
     # -- values
@@ -221,7 +222,10 @@ class Partition(Replay):
                 self.partial_sums[key] = self.partial_sums.get(key, frozenset()) | {old}
 
     def completed_anyway(self, old: int, m: str) -> bool:
-        """Whether another term of the sum to which an old value belongs is partial over ``m`` too."""
+        """Whether another term of the sum to which an old value belongs is partial over ``m`` too, or its parts are
+        handed on to the next trip."""
+        if any((old, m) in own for own in self.late):
+            return True
         key = (self.terms.get(old, -1), m)
         return bool((self.partial_sums.get(key, frozenset()) | self.known_sums.get(key, frozenset())) - {old})
 
@@ -335,7 +339,7 @@ class Partition(Replay):
         sums = [i for i, v in enumerate(ins[: op.carried]) if v.id in self.zero and op.arguments[i] in self.terms]
         for m in self.open if sums else ():
             best = min(tried, key=lambda t: t[0])[1]
-            last = once([{**p, m: Partial("sum")} if i in sums else p for i, p in enumerate(best)])
+            last = once([{m: Partial("sum"), **p} if i in sums else p for i, p in enumerate(best)])
         best = min(tried, key=lambda t: t[0])[1]
         results = last[0] if last is not None and best is tried[-1][1] else self._again(op, ins, best, before)
         self.current = node
@@ -381,7 +385,12 @@ class Partition(Replay):
             self._note_partial(argument, placement)
         entering = [self.bring(v, p, "what the layers carry") for v, p in zip(ins, guess, strict=False)]
         self.entering = guess
-        results = super().repeat(op, [*entering, *ins[op.carried :]])
+        outs = (v.id for _, v in op.body.outputs)
+        self.late.append({(v, m) for v, p in zip(outs, guess, strict=False) for m in p if p[m] == Partial("sum")})
+        try:
+            results = super().repeat(op, [*entering, *ins[op.carried :]])
+        finally:
+            self.late.pop()
         placed, left = self.leaving.pop(), self.leaving.pop()
         for value, placement in zip(results, placed, strict=True):
             self.place[value.id] = placement
@@ -400,7 +409,7 @@ class Partition(Replay):
         entered = [self.place[a.id] for _, a in region.carries]
         states = [self.place[a.id] for _, a in region.states]
         left = [self.place[v.id] for _, v in outs[: op.carried]]
-        placed = []
+        placed, later = [], {m for own in self.late[:-1] for _, m in own}
         for i, (name, value) in enumerate(outs):
             have = self.place[value.id]
             if i < op.carried:
@@ -412,6 +421,8 @@ class Partition(Replay):
                 unfinished = any(isinstance(p, Partial) for p in have.values())
                 want = self.chooser.expected(value.type, kind or "activations") if kind or unfinished else have
                 want = {**want, **{m: p for m, p in have.items() if p in holders(value.type)}}
+                # terms of a sum that is itself carried as parts: they are added up with it, after its last trip
+                want = {**want, **{m: p for m, p in have.items() if m in later and p == Partial("sum")}}
             placed.append((name, self.bring(value, want, "what a layer hands on")))
         self.leaving += [left, [self.place[v.id] for _, v in placed]]
         return placed

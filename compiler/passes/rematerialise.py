@@ -1,7 +1,8 @@
 """Rematerialise: which values of a repeated body are kept for the way back, and which are computed again.
 
 Each policy is a function of a repeat that says what its forward pass stacks (``differentiate.Keep``); it changes
-memory and time, never a number. What enters each trip is always kept.
+memory and time, never a number. What enters each trip is always kept. A repeat of one trip keeps everything: XLA makes
+straight code of it and merges what would be computed again with what was computed.
 
 - ``none``: everything is kept; nothing is computed again
 - ``full``: nothing is kept but what enters (Chen et al., arXiv:1604.06174, section 4)
@@ -44,6 +45,10 @@ class Rematerialise:
 
     def keep(self, graph: Graph, sizes: Mapping[str, int]) -> Keep:
         """What the repeats of a forward graph keep. Raises SpecError for what does not exist."""
+        policy = self._policy(graph, sizes)
+        return lambda op: keep_all(op) if _straight(op) else policy(op)
+
+    def _policy(self, graph: Graph, sizes: Mapping[str, int]) -> Keep:
         if self.policy == "auto":
             if self.limit is None:
                 raise SpecError(Problem("missing-key", "the policy auto needs a limit of bytes", None, ("limit",)))
@@ -56,6 +61,10 @@ class Rematerialise:
             message = f"no rematerialise policy is called {self.policy}"
             raise SpecError(Problem("unknown-name", message, None, POLICIES, nearest(self.policy, POLICIES)))
         return simple[self.policy]
+
+
+def _straight(op: Repeat) -> bool:
+    return op.trips == 1 and op.axis not in AGAIN
 
 
 def keep_everything(op: Repeat) -> Collection[int]:
@@ -135,9 +144,10 @@ class _Body:
 def auto(graph: Graph, sizes: Mapping[str, int], limit: float, shards: Shards = lambda value: 1) -> Keep:
     """Keeps, one after the other, the values that save the most recomputed FLOPs for each byte, while they and what
     enters the trips take ``limit`` bytes at most. ``sizes``: numbers of the symbols."""
-    ops = [op for op in repeats(graph) if op.axis not in AGAIN]
+    ops = [op for op in repeats(graph) if op.axis not in AGAIN and not _straight(op)]
     bodies = [_body(op, sizes, shards) for op in ops]
-    room = limit - sum(_entering(op, sizes, shards) for op in ops)
+    alone = (_body(op, sizes, shards).bytes for op in repeats(graph) if _straight(op))
+    room = limit - sum(_entering(op, sizes, shards) for op in ops) - sum(sum(b.values()) for b in alone)
     heap = [(-body.gain(place), i, place) for i, body in enumerate(bodies) for place in body.bytes]
     heapq.heapify(heap)
     while heap and heap[0][0] < 0:

@@ -26,6 +26,7 @@ from compiler.targets.types import Target, parse_target
 ARTIFACTS = ("stablehlo", "optimised_hlo", "export")
 WORKER = "compiler.targets.worker"
 LOG_NAME = "compiler.log"
+FILES = ("stablehlo.txt", "optimised_hlo.txt", "artifact.jaxexport")  # what the worker writes, by artifact
 LONGEST = 7 * 24 * 3600  # seconds
 NOISE = ("All log messages before absl", "cudart_stub", "cuda drivers on your machine")
 

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from compiler.errors import BlockgraphError, TargetError
 from compiler.targets import cache, environment, program
-from compiler.targets.job import Job
+from compiler.targets.job import FILES, Job
 from compiler.targets.result import Result
 from compiler.targets.types import Target, parse_target
 
@@ -41,9 +41,9 @@ def main() -> int:
         answer = {"error": {"kind": type(error).__name__, "problems": problems, "log": False}}
     except Exception as error:
         traceback.print_exc()
-        said = f"{job.entry} for {job.target} failed: {type(error).__name__}: {program.first_line(error)}"
-        problem = {"code": "entry-failed", "message": said}
-        answer = {"error": {"kind": "TargetError", "problems": [problem], "log": True}}
+        said = f"{type(error).__name__}: {program.first_line(error)} (a fault of Blockgraph, not of what it was given)"
+        problem = {"code": "entry-failed", "message": f"making the program for {job.target} failed: {said}"}
+        answer = {"error": {"kind": "InternalError", "problems": [problem], "log": True}}
     sys.stderr.flush()
     channel.write(json.dumps(answer) + "\n")
     channel.flush()
@@ -138,7 +138,7 @@ class Compile:
 
     def _remove_old(self) -> None:
         """What an earlier run left must not be taken for this one's."""
-        for name in ("stablehlo.txt", "optimised_hlo.txt", "artifact.jaxexport", "summary.json", "result.json"):
+        for name in FILES:
             (self.out / name).unlink(missing_ok=True)
 
 

@@ -32,6 +32,17 @@ def test_dots_alone_and_in_fusions() -> None:
     assert found.exact and found.to_json()["exact"]
 
 
+def test_products_with_one_row_are_sums_of_elementwise_ones() -> None:
+    """The name of the dot stays on the sum; a norm's squares are no product."""
+    named = 'metadata={op_name="jit(f)/layer/ab,bc->ac/dot_general"}'
+    row, matrix = "%x = f32[64] parameter(0)", "%w = bf16[64,32] parameter(1)"
+    made = [row, matrix, "%r = f32[64,32] broadcast(%x), dimensions={0}", "%c = f32[64,32] convert(%w)",
+            "%m = f32[64,32] multiply(%r, %c)", "%z = f32[] constant(0)"]  # fmt: skip
+    assert total(*made, f"ROOT %d = f32[32] reduce(%m, %z), dimensions={{0}}, to_apply=%add, {named}") == 2 * 64 * 32
+    assert total(*made, "ROOT %d = f32[32] reduce(%m, %z), dimensions={0}, to_apply=%add") == 0
+    assert total(row, f"ROOT %d = f32[64] multiply(%x, %x), {named}") == 2 * 64
+
+
 def test_trips_multiply() -> None:
     condition = ['ROOT %c = pred[] custom-call(), custom_call_target="TopK"']
     body = [A, B, f"%d = {DOT}", "ROOT %t = (s32[], f32[8], s32[]) parameter(2)"]

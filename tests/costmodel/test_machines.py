@@ -95,7 +95,7 @@ def test_an_unknown_machine_names_the_nearest() -> None:
 
 
 def test_the_cpu_has_no_numbers_until_it_is_measured() -> None:
-    with pytest.raises(MachineError, match="calibrate") as caught:
+    with pytest.raises(MachineError, match="write its file") as caught:
         machine("cpu")
     assert caught.value.problems[0].code == "not-calibrated"
 

@@ -73,15 +73,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 FAST = [
-    Case("data"), Case("tensor"), Case("expert"), Case("expert 2", "forward", lopsided=True),
-    Case("expert", lopsided=True), Case("expert 2", many=True), Case("expert tensor", "forward"),
-    Case("fsdp", "forward"), Case("expert", "decode", dense=True), Case("tensor", "decode", dense=True),
+    Case("tensor"), Case("expert", lopsided=True), Case("expert 2", "forward", many=True),
+    Case("expert tensor", "forward"), Case("expert", "decode", dense=True),
     Case("expert", kind="all"), Case("expert", "forward", kind="choice"), Case("context", kind="terms"),
 ]  # fmt: skip
 SLOW = [
     *(Case(s, phase, dense) for s in STRATEGIES for phase in ("forward", "train", "decode") for dense in (False, True)
       if (phase, "context" in s) != ("decode", True)),
     Case("experts alone", lopsided=True), Case("expert 2", lopsided=True), Case("data expert", lopsided=True),
+    Case("expert 2", many=True), Case("expert 2", "forward", lopsided=True),
     Case("expert 2", many=True, lopsided=True), Case("expert 2", many=True, dense=True),
     *(Case(s, kind=kind) for s in STRATEGIES for kind in ("capacity", "choice", "terms")),
 ]  # fmt: skip

@@ -139,14 +139,12 @@ FAST = [
     case("gemma2", "fsdp+tensor+sequence", "fsdp=4,model=2"), case("gemma2", "context", "context=4"),
     case("griffin", "context+tensor", "context=4,model=2"),
     case("one key head", "tensor+sequence", "model=2", "forward"),
-    case("gemma2", "zero1", "data=4"), case("gemma2", "tensor+decode-length", "model=2", "decode"),
-    case("one key head", "decode-length", "model=4", "decode"), case("griffin", "fsdp", "fsdp=4", "decode"),
-    case("captioner", "data+context", "data=2,context=4"), PIPED[2], PIPED[11], BALANCED[1],
-    case("positions", "context", "context=4"), case("mamba2", "fsdp+context+tensor", "fsdp=2,context=2,model=2"),
+    case("gemma2", "zero1", "data=4"), case("one key head", "decode-length", "model=4", "decode"),
+    case("captioner", "data+context", "data=2,context=4", "forward"), PIPED[2], PIPED[11], BALANCED[1],
+    case("positions", "context", "context=4"),
     case("retnet", "data+context", "data=2,context=4", "forward"), case("qwen3-next", "tensor", "model=2", "decode"),
     case("latent", "tensor+decode-length", "model=2", "decode"),
-    case("latent", "fsdp+tensor", "fsdp=4,model=2", "forward"), case("gemini", "data+tensor", "data=2,model=2"),
-    case("few bits", "fsdp+tensor", "fsdp=2,model=2", "forward"), case("few bits", "tensor", "model=2", "decode"),
+    case("gemini", "data+tensor", "data=2,model=2"), case("few bits", "fsdp+tensor", "fsdp=2,model=2", "forward"),
 ]  # fmt: skip
 SLOW = [
     *(case(m, *s, "train") for m in MODELS if m not in {*RECURRENT, "flamingo", "perceiver"} and "few" not in m
@@ -165,7 +163,10 @@ SLOW = [
                                        "few bits, experts")
       for s in (("data", "data=8"), ("fsdp", "fsdp=4"), ("tensor", "model=2"), ("fsdp+tensor", "fsdp=4,model=2"),
                 ("decode-length", "model=4"), ("data+decode-length", "data=2,model=4"))),
-    *PIPED, *BALANCED,
+    case("latent", "fsdp+tensor", "fsdp=4,model=2", "forward"), case("griffin", "fsdp", "fsdp=4", "decode"),
+    case("mamba2", "fsdp+context+tensor", "fsdp=2,context=2,model=2"),
+    case("gemma2", "tensor+decode-length", "model=2", "decode"),
+    case("captioner", "data+context", "data=2,context=4"), *PIPED, *BALANCED,
     *(case(m, *s, "decode") for m in RECURRENT for s in (("data", "data=8"), ("tensor", "model=2"))),
 ]  # fmt: skip
 

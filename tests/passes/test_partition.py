@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from compiler.passes.partition import Partitioned, partition
 from compiler.passes.phase import phase_graph
 from compiler.passes.pipeline import phase_pipeline, training_pipeline
 from compiler.passes.placement import Partial, local, moves
+from compiler.passes.stages import Stages
 from compiler.passes.verify import verify
 from tests.passes.specs import spec
 
@@ -30,9 +32,11 @@ def plan(mesh: Mapping[str, int], parameters: dict[str, tuple[str, ...]], rest: 
     return Plan(mesh, {**mine, **dict.fromkeys(("activations", "state"), rest)})
 
 
-def training(name: str, p: Plan, sizes: Mapping[str, int] = SIZES) -> Partitioned:
-    model = load(name)
-    made = partition(training_pipeline(model, sizes).run(model.graph), p, sizes)
+def training(
+    name: str, p: Plan, sizes: Mapping[str, int] = SIZES, layers: int | None = None, **options: Any
+) -> Partitioned:
+    model = load(name, {} if layers is None else {"layers": layers})
+    made = partition(training_pipeline(model, sizes, **options).run(model.graph), p, sizes)
     verify(made.graph, after="partition")
     return made
 
@@ -68,6 +72,24 @@ def test_data_parallel_gradients_are_reduced_once_each() -> None:
     made = training("gemma2-2b", Plan({"data": 8}, {kind: {"data": ("batch",)} for kind in CLASSES}))
     reduced = [t.elements.constant * times for op, t, times in nodes(made) if op.name == "all_reduce" and times > 1]
     assert sum(reduced) == 2_024_517_888 - 2304  # table 1 of the paper, without the final norm
+
+
+def test_gradients_of_micro_batches_are_added_up_before_they_are_reduced() -> None:
+    """Matrices once a step, not once a micro-batch; so is the embedding, two sums in one."""
+    shared = Plan({"data": 4}, {kind: {"data": ("batch",)} for kind in CLASSES})
+    made = training("gemma2-2b", shared, accumulate=4)
+    reduced = [(t, times) for op, t, times in nodes(made) if op.name == "all_reduce" and len(t.axes) > 2]
+    assert {times for _, times in reduced} == {1} and len(reduced) == 2 * 7
+    embeds = [times for op, t, times in nodes(made) if op.name == "all_reduce" and "vocab" in t.axes]
+    assert embeds == [1]
+
+
+def test_a_pipeline_reduces_gradients_after_its_last_tick() -> None:
+    rules = {kind: {"data": ("batch",), "stage": ("stages",)} for kind in CLASSES}
+    stages = Stages(2, 4)
+    made = training("gemma2-2b", Plan({"data": 4, "stage": 2}, rules), layers=8, stages=stages)
+    matrices = [times for op, t, times in nodes(made) if op.name == "all_reduce" and {"embed", "mlp"} <= set(t.axes)]
+    assert matrices == [1] * 6
 
 
 def test_fsdp_gathers_each_weight_twice_and_scatters_its_gradient() -> None:

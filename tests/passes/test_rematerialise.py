@@ -28,7 +28,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 LIMIT = 30_000.0
 OTHERS = [Rematerialise("none"), Rematerialise("dots"), Rematerialise("auto", limit=LIMIT)]
-ALL = [*((name, r) for name in MODELS for r in OTHERS), ("gemma2-9b", Rematerialise("names", ("attention",)))]
+SLOW = [(name, r) for name in MODELS for r in OTHERS if (name != "gemma2-9b") == (r.policy != "auto")]
+ALL = [
+    *((name, r) for name in MODELS for r in OTHERS if (name, r) not in SLOW),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),
+    ("gemma2-9b", Rematerialise("names", ("attention",))),
+]
 
 
 @cache

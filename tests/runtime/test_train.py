@@ -86,7 +86,7 @@ def test_the_command_prints_a_line_for_each_step(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     *steps, whole = lines(told.stdout)
     assert [s["step"] for s in steps] == [1, 2, 3]
-    assert set(steps[0]) == {"step", "loss", "gradient_norm", "learning_rate", "seconds", "tokens_per_s"}
+    assert set(steps[0]) == {"step", "loss", "gradient_norm", "learning_rate", "seconds", "tokens_per_s", "terms"}
     assert [s["loss"] for s in steps] == losses(tmp_path)
     assert whole["model"] == "tiny-llama" and whole["last_loss"] == steps[-1]["loss"]
     told = run("train", spec, "--synthetic", "--steps", "2", *OPTIONS)

@@ -143,7 +143,7 @@ def test_a_problem_of_the_spec_comes_back_as_itself(tmp_path: Path) -> None:
 
 def test_an_entry_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
     code, message = problem_of(job("cpu", tmp_path, "tests.targets.entries:broken"))
-    assert code == "entry-failed" and "ValueError: seven is not eight" in message
+    assert code == "entry-failed" and "ValueError: seven is not eight (a fault of Blockgraph" in message
     assert str(tmp_path / "compiler.log") in message
 
 
