@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import blockgraph as bg
 from blockgraph import training as runs
 from blockgraph.inspect import phases
+from compiler.check import flops
 from compiler.errors import BlockgraphError, PhaseError, SpecError
 from compiler.language.model import load, loads
 from compiler.lower.program import program, training
+from costmodel.price import price
 from costmodel.simulate import simulate
 from runtime.session import Session
 from tests.runtime.perceiver import MODELS, Perceiver, small, weights
@@ -36,12 +39,23 @@ def test_published_sizes(name: str, millions: float, layers: int, latents: int) 
     assert millions == pytest.approx(reported, rel=5e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+ALIKE = {"perceiver-ar-copy", "perceiver-ar-music"}  # but for positions and sizes as another: run with the slow ones
+
+
+def marked(names: Iterable[str], slow: set[str]) -> list[Any]:
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
+
+
+@pytest.mark.parametrize("name", marked(MODELS, ALIKE))
 def test_forward_is_the_paper_s(name: str) -> None:
+    """And costs what XLA counts."""
     model = small(name)
     params, reference = weights(model), Perceiver(model, weights(model))
-    fn = program(model, "forward", {"batch": 2, "seq": 13}).jitted()
+    made = program(model, "forward", {"batch": 2, "seq": 13})
+    fn = made.jitted().lower(*made.arguments()).compile()
     found = np.asarray(fn(params, {}, {"tokens": TOKENS[:2, :13]})[0]["logits"])
+    counted = flops(fn.as_text())
+    assert counted.exact and counted.total == price(made.graph).at(made.sizes).matrix
     for row in range(2):
         np.testing.assert_allclose(found[row], reference.forward(TOKENS[row, :13], 6), atol=1e-4, rtol=0)
 
@@ -79,7 +93,7 @@ def test_as_many_latents_as_inputs_make_a_causal_transformer() -> None:
     np.testing.assert_allclose(found, want, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["perceiver-ar-imagenet", "perceiver-ar-music"])
+@pytest.mark.parametrize("name", marked(MODELS, set(MODELS) - {"perceiver-ar-music"}))
 def test_latents_are_held_and_made_anew(name: str) -> None:
     """Prompts of unequal lengths in chunks, then token by token: at each the logits are those of the paper with as many
     latents as the row holds, from 4 to 6, or as it has tokens."""
