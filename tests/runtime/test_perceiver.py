@@ -191,7 +191,7 @@ def test_a_plan_of_decode_tells_what_making_anew_costs() -> None:
 ])  # fmt: skip
 def test_published_sizes_are_compiled_for_a_tpu(name: str, phase: str, length: int) -> None:
     pytest.importorskip("libtpu")
-    more: dict[str, Any] = {"parallel": "fsdp", "mesh": "fsdp=4"} if phase == "train" else {}
+    more: dict[str, Any] = {"parallel": "fsdp", "mesh": "fsdp=4", "replicate": ("vocab",)} if phase == "train" else {}
     target = "tpu:v5p:2x2x1" if more else "tpu:v5p:1x1x1"
     chunk = {"chunk": 1024} if phase == "prefill" else {}
     compiled = bg.compile(f"perceiver-ar-{name}", target=target, phase=phase, batch=4, length=length, **more, **chunk)
