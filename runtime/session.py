@@ -122,7 +122,8 @@ class Session:
         results, state = self._functions[id(p)](self._own(p), own, inputs)
         self.state.update(state)
         self.lengths += valid
-        if self.latest is not None and p is not self._feed:
+        fed = p is self._feed is not self._prefill
+        if self.latest is not None and not fed:
             anew = np.minimum(self.lengths, int(self.latest.keep.constant))
             self.held = np.where(valid == 0, self.held, self.held + valid if p is self._decode else anew)
         return results.get(self.output)

@@ -17,6 +17,7 @@ from compiler.language.model import load, loads
 from compiler.lower.program import program, training
 from costmodel.price import price
 from costmodel.simulate import simulate
+from runtime.generate import generate
 from runtime.session import Session
 from tests.runtime.perceiver import MODELS, Perceiver, small, weights
 
@@ -120,6 +121,19 @@ def test_latents_are_held_and_made_anew(name: str) -> None:
     got = session.prefill([TOKENS[r, at[r] : at[r] + 2].tolist() for r in range(3)])
     at = at + 2
     check(got, [4, 4, 4])
+
+
+def test_generation_goes_on_past_a_full_cache() -> None:
+    """Greedy, from prompts of unequal lengths, with less room than the latents that are made anew."""
+    model = small("perceiver-ar-music")
+    params = weights(model)
+    reference, rows = Perceiver(model, params), [TOKENS[0, :2].tolist(), TOKENS[1, :1].tolist()]
+    found = list(generate(model, params, rows, max_tokens=7, chunk=2))
+    for row, tokens in enumerate(rows):
+        held = len(tokens)
+        for new in [t.id for t in found if t.row == row]:
+            assert new == int(reference.forward(np.array(tokens), held)[-1].argmax())
+            tokens, held = [*tokens, new], 4 if held == 6 else held + 1
 
 
 def test_what_only_feeds_the_cache_computes_no_latents() -> None:
