@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import blockgraph as bg
+from benchmarks import collectives_page as page
 from benchmarks.compile_table import GIB, machine, write
 from compiler.errors import BlockgraphError
 from compiler.parallel.request import Training
@@ -83,7 +84,9 @@ def measure(row: Row, say: Any) -> dict[str, Any]:
     if made.figures is not None:
         found["device"] = made.figures.as_json()
     if checked is not None:
-        found |= {"runs": checked.comparison.runs, "flops": {"graph": checked.ours, "program": checked.program.total}}
+        told = page.row({}, made)
+        found |= {"runs": told["runs"], "sent": told["sent"], "exceptions": told["exceptions"],
+                  "flops": {"graph": checked.ours, "program": checked.program.total}}  # fmt: skip
     return found
 
 
@@ -98,16 +101,19 @@ def gib(value: float | None) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    host, versions = found["machine"], next((r["versions"] for r in found["rows"] if "versions" in r), {})
+    host = found["machine"]
+    versions: dict[str, str] = next((r["versions"] for r in found["rows"] if "versions" in r), {})
     told = f"{', '.join(f'{k} {v}' for k, v in versions.items())}; {host['cores']} cores, no accelerator"
-    columns = ("model", "layout", "call", "batch x length", "arguments", "working", "needs", "chip", "collectives",
+    columns = ("model", "layout", "call", "batch x length", "arguments", "working", "needs", "chip",
+               "sent by the graph's collectives (program / graph)",
                "FLOPs of the graph (program / graph)")  # fmt: skip
     lines = [
         "# The papers' layouts, compiled here", "",
         f"Made by `python benchmarks/layouts.py` with the TPU compiler alone ({told}).",
         "Training: one step, bfloat16 weights, AdamW with float32 moments and master weights, full rematerialisation.",
         "GiB of one chip, as the compiler gives them; *needs*: arguments, working memory and results of their own.",
-        "FLOPs, and runs of collectives, are those of one chip in one call.", "",
+        "FLOPs, and bytes that a chip sends, are those of one chip in one call; which ones XLA changes, and why, is",
+        "in [collectives](collectives.md).", "",
         f"| {' | '.join(columns)} |", "|---" * len(columns) + "|",
     ]  # fmt: skip
     for r in found["rows"]:
@@ -116,10 +122,11 @@ def markdown(found: dict[str, Any]) -> str:
         if r["verdict"] != "accepted":
             lines.append(f"{head} {r['verdict']}: {r['message']} |||||")
             continue
-        m, runs = r["memory"], ", ".join(f"{n:,} {s}" for s, n in r["runs"].items() if n)
+        m, sent = r["memory"], r["sent"]
+        moved = f"{sent['expected'] / 1e9:,.3g} GB ({sent['found'] / sent['expected']:.3f})"
         ratio = r["flops"]["program"] / r["flops"]["graph"]
         lines.append(f"{head} {gib(m['argument_bytes'])} | {gib(m['temp_bytes'])} | {gib(needed(r))} | "
-                     f"{gib(r['usable_bytes'])} | {runs} | {r['flops']['graph']:.4g} ({ratio:.4f}) |")  # fmt: skip
+                     f"{gib(r['usable_bytes'])} | {moved} | {r['flops']['graph']:.4g} ({ratio:.4f}) |")  # fmt: skip
     sources = dict.fromkeys(f"{r['name']}: {r['source']}." for r in found["rows"])
     return "\n".join([*lines, "", *sources]) + "\n"
 

@@ -30,6 +30,7 @@ VERBS = (
     "export",
     "generate",
     "graph",
+    "import_config",
     "load",
     "loads",
     "machines",

@@ -14,10 +14,12 @@ from compiler.language.load import shipped
 from compiler.language.model import Model, load
 from compiler.language.model import loads as loads
 from compiler.parallel.request import Training as Training
+from compiler.passes.call import check_chunk
 from costmodel.calls import BATCH, LENGTH, phase_of
 
 if TYPE_CHECKING:
     from blockgraph.checks import Checked
+    from blockgraph.importing.config import Imported
     from blockgraph.meshes import Figures
     from blockgraph.room import Setting
     from compiler.targets import Result
@@ -81,6 +83,9 @@ class Compiled:
 
 def check_size(name: str, value: int, least: int = 1) -> int:
     """A size given by the user. Raises BlockgraphError naming it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        message = f"{name} = {value!r}: takes a whole number"
+        raise BlockgraphError(Problem("bad-size", message, None, (f"{least} to {LARGEST:,}",)))
     if not least <= value <= LARGEST:
         raise BlockgraphError(Problem("out-of-range", f"{name} = {value}", None, (f"{least} to {LARGEST:,}",)))
     return value
@@ -134,6 +139,7 @@ def compile(
     check_size("batch", batch), check_size("length", length), check_size("chunk", chunk or 1)
     asked = compiling.parallel_of(parallel, mesh, shard, replicate, slices, found, schedule, microbatches, rounds)
     phase, note = phase_of(model, phase)
+    check_chunk(phase, length, chunk)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), logits, training or Training(), asked)
     notes = (*model.notes, *((note,) if note is not None else ()))
     return compiling.run(model, request, found, out, check, time_limit, export, progress, notes)
@@ -169,6 +175,7 @@ def explain(
     found = meshes.place(target, chips, mesh, slices)
     asked = meshes.parallel_of(parallel, mesh, shard, replicate, slices, found, schedule, microbatches, rounds)
     phase, _ = phase_of(model, phase)
+    check_chunk(phase, length, chunk)
     request = Request(phase, batch, length, chunk, dict(sizes or {}), None, training or Training(), asked)
     return meshes.explain(model, request, found)
 
@@ -222,21 +229,31 @@ def generate(
     mesh: str | None = None,
     parallel: str | None = None,
     replicate: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> Iterator[Piece]:
     """Continues prompts, a piece a token. ``weights``: a .gguf or .safetensors file or a folder of shards; the
     tokenizer comes from it, or from the tokenizer.json beside it, unless given. Greedy at temperature 0.
     ``parallel`` and ``mesh`` divide the work over this machine's devices; each process then reads only the weights
-    that its own devices hold."""
+    that its own devices hold. ``progress``: told bytes read and in all, and the name of what follows, until the
+    first piece."""
     from runtime.generate import generate as run
+    from runtime.memory import require_session
     from runtime.sample import Sampling
     from runtime.text.tokenizer import tokenizer as read_tokenizer
     from runtime.weights.load import load as read_weights
+    from runtime.weights.source import check_there
 
     model = load(model) if isinstance(model, str) else model
+    check_size("max_tokens", max_tokens)
     sampling = Sampling(temperature, top_p, top_k, seed)
+    check_there(Path(weights))
     words = read_tokenizer(tokenizer_file(Path(weights), tokenizer))
     ids = [words.chat([{"role": "user", "content": p}]) if chat else words.encode(p) for p in prompts]
+    for row, prompt in enumerate(prompts):
+        if not ids[row]:
+            which = f"prompt {row + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
+            message = f"{which}, {prompt!r}, is no token, and there is nothing to continue"
+            raise BlockgraphError(Problem("empty-prompt", message))
     stop = set(words.stops)
     decoders = [words.stream() for _ in prompts]
     from blockgraph import training
@@ -244,6 +261,7 @@ def generate(
     place = training.place_here(parallel, mesh, replicate)
     arrays: Any
     if place is None:
+        require_session(model, len(ids), max(map(len, ids), default=0) + max_tokens)
         loaded = read_weights(model, Path(weights), progress=progress)
         arrays, rows = loaded.arrays, loaded.rows
     else:
@@ -252,8 +270,9 @@ def generate(
         arrays = Onto(model, Path(weights), progress)
         rows = arrays.rows
     for t in run(
-        model, arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=rows.get("vocab"), place=place
-    ):
+        model, arrays, ids, max_tokens=max_tokens, sampling=sampling, stop=stop, vocab=rows.get("vocab"), place=place,
+        progress=progress,
+    ):  # fmt: skip
         text = "" if t.id < 0 else decoders[t.row].push(t.id)
         yield Piece(t.row, t.id, text + (decoders[t.row].flush() if t.done else ""), t.done)
 
@@ -385,6 +404,19 @@ def diff(a: Model | str, b: Model | str) -> dict[str, Any]:
 
     first, second = (load(m) if isinstance(m, str) else m for m in (a, b))
     return dict(difference(first, second))
+
+
+def import_config(
+    path: str | Path,
+    drop: Sequence[str] = (),
+    name: str | None = None,
+    weights: str | Path | None = None,
+) -> Imported:
+    """The spec of a Hugging Face config.json, or of the folder that has one. ``drop``: fields that are left out;
+    ``weights``: safetensors that it is held against, by default those in the folder."""
+    from blockgraph.importing.config import import_config as read
+
+    return read(path, drop, name, weights)
 
 
 def schema() -> dict[str, Any]:

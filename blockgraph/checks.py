@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from blockgraph.meshes import Device, Move, moves
 from blockgraph.products import SAME, Difference, differences
 from compiler.check import Comparison, Expected, Flops, Match, collectives, compare, explained, flops
+from compiler.check.compare import STATUSES, Status
 from compiler.check.hlo import parse as parse_hlo
 from compiler.errors import BlockgraphError, Problem
 from compiler.parallel.build import Built
 from compiler.targets.result import Result
+
+Key = tuple[str, str, str, str, str, str]  # status, how, kind, axes, note, cause
+NOTES = {
+    "missing": "nothing in the program answers to it: left out, or so changed that it is not known again",
+    "extra": "nobody asked for it: the compiler's own",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def check_text(built: Built, text: str, platform: str) -> Checked:
 class Row:
     """Matches that are told as one."""
 
-    status: str
+    status: Status
     how: str
     kind: str
     axes: str
@@ -101,27 +108,31 @@ class Row:
     expected_bytes: int  # of all runs
     found_runs: int
     found_bytes: int
-    note: str
+    note: str  # of what is not as asked: what differs
+    cause: str  # why, where that is known
+    paths: tuple[str, ...]  # where
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """The matches by status, normalisation, kind and axes; what is changed, missing or extra by path too."""
-    sums: dict[tuple[str, str, str, str, str], list[int]] = {}
+    """The matches by status, normalisation, kind and axes; what is changed, missing or extra by note and cause too."""
+    sums: dict[Key, list[int]] = {}
+    places: dict[Key, list[str]] = {}
     for m in comparison.matches:
-        key, numbers = _key(m), _numbers(m)
+        first: Any = m.expected[0] if m.expected else m.found[0]
+        key, numbers = _key(m, first), _numbers(m)
         sums[key] = [a + b for a, b in zip(sums.get(key, [0, 0, 0, 0]), numbers, strict=True)]
-    order = ("equal", "normalised", "changed", "missing", "extra")
-    made = [Row(*key[:4], n[0], n[1], n[2], n[3], key[4]) for key, n in sums.items()]
-    return sorted(made, key=lambda row: (order.index(row.status), row.kind, row.axes))
+        places.setdefault(key, []).append(_short(first.path))
+    made = []
+    for (status, how, kind, axes, note, cause), n in sums.items():
+        paths = tuple(dict.fromkeys(filter(None, places[status, how, kind, axes, note, cause])))
+        made.append(Row(cast(Status, status), how, kind, axes, n[0], n[1], n[2], n[3], note, cause, paths))
+    return sorted(made, key=lambda row: (STATUSES.index(row.status), row.kind, row.axes))
 
 
-def _key(m: Match) -> tuple[str, str, str, str, str]:
-    first: Any = m.expected[0] if m.expected else m.found[0]
+def _key(m: Match, first: Any) -> Key:
     axes = "no mesh axes" if first.axes is None else "+".join(first.axes)
-    note = ""
-    if m.status not in ("equal", "normalised"):
-        note = ": ".join(filter(None, (_short(first.path), m.note)))
-    return m.status, ", ".join(m.how), first.kind, axes, note
+    note = "" if m.status in ("equal", "normalised") else m.note or NOTES.get(m.status, "")
+    return m.status, ", ".join(m.how), first.kind, axes, note, m.cause
 
 
 def _short(path: str) -> str:
@@ -134,6 +145,20 @@ def _numbers(m: Match) -> tuple[int, int, int, int]:
     return m.count * len(m.expected), asked * m.count, sum(m.taken), sum(c.bytes * n for c, n in found)
 
 
-def causes(comparison: Comparison) -> list[str]:
-    """Why matches are not as asked, each once, where that is known."""
-    return list(dict.fromkeys(m.cause for m in comparison.matches if m.cause))
+def verdict(comparison: Comparison) -> str:
+    """What the comparison comes to, in one line."""
+    runs = comparison.runs
+    asked, found = sum(t.expected for t in comparison.totals), sum(t.found for t in comparison.totals)
+    if not comparison.matches:
+        return "no collectives: the graph asks for none, and the program has none"
+    if comparison.as_asked:
+        return f"as asked: all {sum(runs.values()):,} collectives are in the program" + _forms(runs["normalised"])
+    others = ", ".join(f"{runs[s]:,} {s}" for s in ("changed", "missing", "extra") if runs[s])
+    total = sum(n for s, n in runs.items() if s != "extra")
+    kept = f"{runs['equal'] + runs['normalised']:,} of {total:,} collectives are as asked; {others}"
+    ratio = f" ({found / asked:.4g} times)" if asked else ""
+    return f"not as asked: {kept}. A device sends {found:,} bytes where {asked:,} were asked for{ratio}"
+
+
+def _forms(normalised: int) -> str:
+    return f", {normalised:,} of them in another form that does the same" if normalised else ""

@@ -3,6 +3,7 @@ from real weights. Every step is a command that can be typed by hand; the comman
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 import time
@@ -75,29 +76,47 @@ def _run(arguments: list[str]) -> None:
             raise
 
 
-def _verdicts(out: Path) -> None:
-    from rich.table import Table
+# of the table: what stands in a column, how wide it is, and what it means
+COLUMNS = (
+    ("model", 13, ""), ("phase", 7, ""), ("target", 14, ""), ("batch", 6, ""), ("verdict", 9, ""),
+    ("arguments", 10, "weights, caches and inputs"), ("working", 10, "what the program takes besides"),
+    ("needs", 10, "the most at one time"), ("of", 10, "what a device has"),
+    ("compiler", 9, "its seconds; cached: the same program was compiled before"),
+)  # fmt: skip
+LEFT = ("model", "phase", "target", "verdict")
 
+
+def _verdicts(out: Path) -> None:
+    """A line for each verdict, as it comes."""
     import blockgraph.api as api
     from blockgraph.cli.progress import Progress
+    from costmodel.units import memory_text
 
-    table = Table(box=None, header_style="dim")
-    for name in ("model", "phase", "target", "verdict", "batch", "arguments", "temporary", "peak", "of", "compiled in"):
-        table.add_column(name, justify="left" if name in ("model", "phase", "target", "verdict") else "right")
-    gib = lambda n: "" if n is None else f"{n / 2**30:.2f} GiB"  # noqa: E731
+    console = screen.console()
+    console.print(_line([name for name, _, _ in COLUMNS]), style="dim", soft_wrap=True)
     for name, target, phase, batch, length in VERDICTS:
         model = api.load(name, {"dtype": "float32"} if name == SMALL else None)
         folder = out / f"{name}-{target.replace(':', '-')}-{phase}"
-        with Progress(f"{name} on {target}") as progress:
+        with Progress("starting", about=f"{name} for {target}") as progress:
             result = api.compile(model, target, phase=phase, batch=batch, length=length, out=folder, export=False,
                                  progress=progress).result  # fmt: skip
         memory = result.memory or {}
-        mark = "[green]accepted[/]" if result.accepted else "[red]refused[/]"
         peak = memory.get("peak_bytes") if result.accepted else result.needed_bytes
-        seconds = f"{result.seconds.get('compile', 0):.1f} s"
         sizes = (memory.get("argument_bytes"), memory.get("temp_bytes"), peak, result.available_bytes)
-        table.add_row(name, phase, target, mark, str(batch), *map(gib, sizes), seconds)
-    screen.console().print(table)
+        seconds = "cached" if result.cached else f"{result.seconds.get('compile', 0):.1f} s"
+        told = ["" if n is None else memory_text(n) for n in sizes]
+        verdict = "accepted" if result.accepted else "refused"
+        row = _line([name, phase, target, str(batch), verdict, *told, seconds])
+        console.print(screen.cell(row), style="green" if result.accepted else "red", soft_wrap=True)
+        sys.stdout.flush()
+    meaning = "; ".join(f"{name}: {text}" for name, _, text in COLUMNS if text)
+    console.print(f"[dim]memory is of one device. {meaning}[/]")
+
+
+def _line(cells: list[str]) -> str:
+    parts = [f"{text:<{wide}}" if name in LEFT else f"{text:>{wide}}"
+             for text, (name, wide, _) in zip(cells, COLUMNS, strict=True)]  # fmt: skip
+    return "  ".join(parts).rstrip()
 
 
 def _smollm2() -> Path | None:
@@ -107,5 +126,12 @@ def _smollm2() -> Path | None:
     return next((f for folder in folders or [] for f in Path(folder).glob("*.gguf")), None)
 
 
+def _arguments(given: list[str]) -> Path:
+    """The folder that was asked for. Ends the process for --help and for what is no folder's name."""
+    parser = argparse.ArgumentParser(prog="python -m blockgraph.demo", description=(__doc__ or "").replace("`", ""))
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"), help="for what it makes (default: demo)")
+    return Path(parser.parse_args(given).folder)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo")))
+    raise SystemExit(main(_arguments(sys.argv[1:])))

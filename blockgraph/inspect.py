@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compiler.errors import BlockgraphError, PhaseError, Problem, nearest
+from compiler.errors import BlockgraphError, PhaseError, Problem
 from compiler.graph.ir import Graph
 from compiler.graph.sizes import Size
 from compiler.graph.types import TensorType
@@ -19,7 +19,7 @@ from compiler.language.model import Model
 from compiler.ops.latest import latest_of
 from compiler.ops.leaves import Input, Layers, Parameter
 from compiler.ops.packed import SCALE
-from compiler.passes.call import whole_prompt
+from compiler.passes.call import missing_size, unknown_size, whole_prompt
 from compiler.passes.pack import held
 from compiler.passes.phase import PHASES, phase_graph
 from compiler.passes.select import Choice
@@ -153,6 +153,11 @@ def summary(model: Model, context: int = CONTEXT, sizes: Mapping[str, int] | Non
     }  # fmt: skip
 
 
+def runs(found: Mapping[str, bool]) -> str:
+    """The phases that run, in words."""
+    return ", ".join(name for name, can in found.items() if can)
+
+
 def phases(model: Model) -> dict[str, bool]:
     """Which phases the model can run. A model that only runs forward has its reason in ``state``."""
     streams = _streams(model) is None
@@ -233,9 +238,7 @@ def check_sizes(model: Model, sizes: Mapping[str, int]) -> None:
     known = sorted(variable_axes(model))
     wrong = [name for name in sizes if name not in known]
     if wrong:
-        what = "has no variable axis but batch and length" if not known else f"has no variable axis {wrong[0]}"
-        message = f"{model.name} {what}, so none called {wrong[0]}" if not known else f"{model.name} {what}"
-        raise BlockgraphError(Problem("unknown-size", message, None, tuple(known), nearest(wrong[0], known)))
+        raise BlockgraphError(unknown_size(wrong[0], known))
 
 
 # -- the graph after a pass
@@ -252,8 +255,7 @@ def after(model: Model, name: str, phase: str, sizes: Mapping[str, int], platfor
         raise BlockgraphError(Problem("unknown-pass", f"{name} belongs to training: {phase} has none", None, SHOWN[:3]))
     missing = sorted(variable_axes(model) - set(sizes)) if name not in ("elaborate", "phase") else []
     if missing:
-        message = f"{model.name} needs a size for {', '.join(missing)}"
-        raise BlockgraphError(Problem("missing-size", message, None, (), f"--size {missing[0]}=…"))
+        raise BlockgraphError(missing_size(missing))
     choice = Choice.of(platform)
     if name in TRAINING:
         optimiser = AdamW() if name == "optimise" else None

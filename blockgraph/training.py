@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,19 @@ class Run:
     target: Target
     devices: int
     notes: tuple[str, ...] = ()
+    tokenizer: Path | None = None  # of the text; None: its bytes
+    text: bool = False  # whether there is one
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes the weights as safetensors under our own labels, and the text's tokenizer: what ``generate`` takes
+        as its weights. All processes call it, the first writes."""
+        found = self.trainer.save(Path(folder))
+        if found and self.text:
+            from runtime.text.bytes import byte_tokenizer
+            from runtime.text.tokenizer import tokenizer
+
+            (byte_tokenizer() if self.tokenizer is None else tokenizer(self.tokenizer)).save(Path(folder))
+        return found
 
 
 def own_machine() -> Target:
@@ -95,6 +109,8 @@ def prepare(
     from runtime import device
 
     data(text, synthetic)
+    if not (math.isfinite(lr) and lr >= 0):
+        raise BlockgraphError(Problem("out-of-range", f"lr = {lr}: takes a finite number of 0 or more"))
     device.prepare()
     from runtime import batches
     from runtime.session import rows_of
@@ -129,7 +145,8 @@ def prepare(
     trainer = Trainer(model, request, target, wires=wires, seed=seed, progress=progress,
                       weights=Path(weights) if weights else None)  # fmt: skip
     used = target.devices if asked is not None else 1
-    return Run(trainer, lambda: trainer.run(draw, steps, lr, warmup), target, used, notes)
+    words = Path(tokenizer) if tokenizer else None
+    return Run(trainer, lambda: trainer.run(draw, steps, lr, warmup), target, used, notes, words, text is not None)
 
 
 def _only_tokens(model: Model) -> None:

@@ -133,10 +133,11 @@ class Problems:
         allowed: Iterable[str] = (),
         suggestion: str | None = None,
     ) -> None:
-        if self.full:
-            return
-        problem = Problem(code, message, position, tuple(allowed), suggestion)
-        if problem not in self.items:
+        self.put(Problem(code, message, position, tuple(allowed), suggestion))
+
+    def put(self, problem: Problem) -> None:
+        """Adds a problem that is not there yet."""
+        if not self.full and problem not in self.items:
             self.items.append(problem)
 
     @property

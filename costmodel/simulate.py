@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from compiler.errors import Problems, nearest
 from compiler.graph.types import DTYPE_BITS
+from compiler.passes.call import check_chunk, missing_size, unknown_size
 from costmodel import anew
 from costmodel.calls import BATCH, LENGTH, phase_of
 from costmodel.errors import PlanError
@@ -82,7 +83,8 @@ def simulate(
     from compiler.passes.select import Choice
 
     phase, note = phase_of(model, phase)
-    chunk = None if chunk is None or chunk >= length else chunk
+    check_chunk(phase, length, chunk)
+    chunk = None if chunk == length else chunk
     fresh, choice = phase == "prefill" and chunk is None, Choice.of(place.kind)
     symbols = price(phase_graph(model, phase, fresh=fresh).graph).symbols
     env = _env(phase, batch, length, chunk, sizes or {}, symbols)
@@ -209,16 +211,11 @@ def _env(
     seq = 1 if phase == "decode" else chunk or length
     env = {"batch": batch, "seq": seq, "capacity": length, **sizes}
     problems = Problems()
-    for name in sorted(symbols - set(env)):
-        problems.add("missing-size", f"this model also needs a size for {name}", allowed=sorted(symbols))
+    if missing := sorted(symbols - set(env)):
+        problems.put(missing_size(missing))
     for name, value in sizes.items():
         if name not in symbols | {"batch", "seq", "capacity"}:
-            problems.add(
-                "unknown-size",
-                f"this model has no size {name}",
-                allowed=sorted(symbols),
-                suggestion=nearest(name, symbols),
-            )
+            problems.put(unknown_size(name, symbols - {"batch", "seq", "capacity"}))
         elif isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST["length"]:
             problems.add("bad-size", f"{name} = {value!r}: takes a whole number from 1 to {MOST['length']:,}")
     problems.raise_if_any(PlanError)
@@ -228,9 +225,6 @@ def _env(
 def _check(phase: str | None, sizes: Mapping[str, object], *dtypes: str | None) -> None:
     """Refuses what no plan can be made of, by name."""
     problems = Problems()
-    if "chunk" in sizes and phase != "prefill":
-        text = f"chunk: a prefill is cut into calls, {phase or 'decode'} is not"
-        problems.add("bad-option", text, allowed=["prefill"], suggestion="prefill")
     if phase is not None and phase not in PHASES:
         problems.add(
             "unknown-phase",

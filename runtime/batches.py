@@ -64,6 +64,8 @@ def windows(ids: Sequence[int] | np.ndarray, vocab: int, batch: int, length: int
 def read(path: Path, vocab: int, tokenizer: Path | None = None) -> np.ndarray:
     """The ids of a text file: by a tokenizer, else its bytes. Raises BlockgraphError for a model with fewer than 256
     tokens and no tokenizer."""
+    if path.is_dir():
+        raise BlockgraphError(Problem("not-a-file", f"--text: {path} is a folder, and one file of text is read"))
     if not path.is_file():
         raise BlockgraphError(Problem("file-missing", f"--text: there is no file {path}"))
     if tokenizer is not None:

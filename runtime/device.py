@@ -46,6 +46,13 @@ def processes() -> int:
     return int(jax.process_count())
 
 
+def first() -> bool:
+    """Whether this process is the first of them."""
+    import jax
+
+    return int(jax.process_index()) == 0
+
+
 def attached() -> tuple[str, str, int]:
     """(platform, kind, how many) of the devices of all processes together."""
     import jax

@@ -38,10 +38,12 @@ def generate(
     capacity: int | None = None,
     chunk: int = CHUNK,
     place: Place | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> Iterator[Token]:
     """Continues each prompt by up to ``max_tokens`` tokens or until one of ``stop``, which is not given out.
     ``params``: arrays by label, or what makes them from their shardings by label (none but on a mesh).
-    ``vocab``: ids below this are real (the rest pads the table). ``place``: a mesh to run on."""
+    ``vocab``: ids below this are real (the rest pads the table). ``place``: a mesh to run on.
+    ``progress``: told what happens before the first token."""
     if max_tokens < 1:
         raise BlockgraphError(Problem("out-of-range", f"max_tokens = {max_tokens}", None, ("at least 1",)))
     if not prompts:
@@ -52,6 +54,8 @@ def generate(
     chunk, room = min(chunk, max(longest, 1)), capacity or need
     on = meshed(model, place, batch=len(prompts), capacity=room, chunk=chunk) if place is not None else None
     arrays = params(on.shardings() if on is not None else {}) if callable(params) else params
+    if progress is not None:
+        progress("compiling, and reading the prompt")
     session = Session(model, arrays, batch=len(prompts), capacity=room, chunk=chunk, on=on)
     sampler = Sampler(sampling, len(prompts))
     active = np.ones(len(prompts), bool)

@@ -14,6 +14,7 @@ from compiler.graph.types import TensorType
 from compiler.language.model import Model
 from compiler.ops.leaves import Input
 from compiler.ops.lookup import Lookup
+from compiler.passes.call import missing_size
 from runtime import markers
 
 LENGTHS = "_lengths"
@@ -74,8 +75,7 @@ def complete(model: Model, given: Mapping[str, Any], sizes: Mapping[str, int] | 
         needed = t.elements.symbols | ({name.removesuffix(LENGTHS)} if name.endswith(LENGTHS) else set())
         missing = sorted(needed - set(known))
         if missing:
-            text = f"{model.name} needs a size for {', '.join(missing)} of its input {name}"
-            problems.add("missing-size", text, suggestion=f"--size {missing[0]}=…, or the input in --inputs")
+            problems.put(missing_size(missing, "the input in --inputs"))
             continue
         shape = [int(s.evaluate(known)) for s in t.sizes]
         if name.endswith(LENGTHS):

@@ -20,7 +20,7 @@ from compiler.ops.leaves import Input  # noqa: E402
 from compiler.ops.lookup import Lookup  # noqa: E402
 from compiler.passes.phase import phase_graph  # noqa: E402
 from compiler.passes.select import Choice  # noqa: E402
-from runtime import markers  # noqa: E402
+from runtime import markers, memory  # noqa: E402
 from runtime.meshed import Meshed  # noqa: E402
 from runtime.meshed import Place as Place  # noqa: E402
 from runtime.meshed import meshed as meshed  # noqa: E402
@@ -69,7 +69,9 @@ class Session:
         self.input = str(model.streaming_input)
         self.rows = rows_of(model)
         self.output = model.graph.outputs[-1][0]
-        self.state = self._prefill.empty_state()
+        memory.require(model.name, {"caches": self._prefill.arguments()[1]}, memory.SHORTER)
+        with memory.told(model.name):
+            self.state = self._prefill.empty_state()
         self.context = {k for k, (s, _) in phase_graph(model, "decode").states().items() if s.kind == "context"}
         self.awaited = set(self.context)
         self.lengths = np.zeros(batch, np.int64)
@@ -119,7 +121,8 @@ class Session:
         inputs = {self.input: tokens.astype(np.int32), "valid": valid.astype(np.int32)}
         inputs = inputs if self.on is None else self.on.put(p, inputs)
         own = {k: self.state[k] for k in p.states}
-        results, state = self._functions[id(p)](self._own(p), own, inputs)
+        with memory.told(self.model.name):
+            results, state = self._functions[id(p)](self._own(p), own, inputs)
         self.state.update(state)
         self.lengths += valid
         fed = p is self._feed is not self._prefill

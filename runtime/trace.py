@@ -301,12 +301,18 @@ def read_reference(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError("it holds a single array")
             return {name: loaded[name] for name in loaded.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as e:
-        raise BlockgraphError(Problem("bad-reference", f"{path} is no .npz of a trace: {e}")) from None
+        pickled = "allow_pickle" in str(e)  # NumPy's advice would run whatever the file says
+        why = "it holds Python objects or is no file of NumPy's, and is not read" if pickled else str(e)
+        raise BlockgraphError(Problem("bad-reference", f"{path} is no .npz of a trace: {why}")) from None
 
 
 def save(values: Mapping[str, Seen], path: Path) -> None:
     """Writes the values as a reference file (.npz), a temporary name first."""
     temporary = path.with_name(path.name + ".tmp.npz")
     arrays: dict[str, Any] = {name: traced.array for name, traced in values.items()}
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(path)
+    try:
+        np.savez_compressed(temporary, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # the name that was asked for
+        raise

@@ -25,11 +25,16 @@ from compiler.passes.accumulate import WEIGHT  # noqa: E402
 from compiler.passes.call import TRAIN  # noqa: E402
 from compiler.passes.dropout import rates  # noqa: E402
 from compiler.targets.types import Target  # noqa: E402
-from runtime import markers  # noqa: E402
+from runtime import markers, memory  # noqa: E402
 from runtime.batches import Batch, Batches  # noqa: E402
 from runtime.weights import parts  # noqa: E402
 from runtime.weights.initial import random_onto  # noqa: E402
+from runtime.weights.load import Weights, export  # noqa: E402
+from runtime.weights.mapping import OWN  # noqa: E402
 from runtime.weights.shards import load_onto  # noqa: E402
+
+SMALLER = "fewer layers or a smaller width (--set), --optimiser sgd, or --parallel fsdp over more devices"
+LESS = "a smaller --batch or --length, --accumulate N, or --remat full"
 
 
 class Diverged(BlockgraphError):
@@ -43,7 +48,7 @@ class Step:
     """What one step said. ``loss``: mean next-token cross-entropy in nats, before the update, plus the further terms
     that the model has; ``terms``: these and the cross-entropy by name, none where it is alone; ``gradient_norm``:
     before clipping; ``tokens_per_s``: of all devices together, of this step; ``seconds``: with the transfer of the
-    batch."""
+    batch, without compiling."""
 
     step: int  # from 1
     loss: float
@@ -80,23 +85,36 @@ class Trainer:
         self.tokens = str(model.streaming_input)
         self.where: dict[str, Any] = dict(made.shardings())
         labels = [k for k in model.parameters if k in made.parameters]
+        self._start = lambda labels, where: _arrays(model, labels, where, weights, seed)
+        params, state, _ = made.arguments()
+        memory.require(model.name, {"parameters": params, "the optimiser's state": state}, SMALLER)
         if progress:
             progress("loading weights" if weights else "drawing weights")
-        if weights is not None:
-            self.params = load_onto(model, weights, self.where, labels=labels).arrays
-        else:
-            self.params = random_onto(model, seed, self.where, labels)
+        self.params, self.rows = self._start(labels, self.where)
         self.state = self._laid(made.initial_state(self.params))
         self.count = 0
-        if progress:
-            progress("compiling")
-        self._step = self._compiled()
+        self.compile_seconds: float | None = None  # of the compiler, once the first step is asked for
+        self._step: Any = None
+        self._progress = progress
 
     def _laid(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state as the step will give it back, or its second call would compile again."""
         return {k: jax.device_put(x, self.where.get(k) or parts.one_device()) for k, x in state.items()}
 
-    def _compiled(self) -> Any:
+    def _compiled(self, given: dict[str, Any]) -> Any:
+        """The compiled step. Raises OutOfMemory where it has no room to work."""
+        if self._progress:
+            self._progress("compiling")
+        started = time.perf_counter()
+        made = self._jitted().lower(self.params, self.state, given).compile()
+        self.compile_seconds = time.perf_counter() - started
+        if jax.default_backend() == "cpu":  # others know their memory and refuse the program themselves
+            found = made.memory_analysis()
+            parts = {"working memory of a step": float(found.temp_size_in_bytes) if found is not None else 0.0}
+            memory.require_bytes(self.model.name, parts, memory.free_bytes(), LESS)
+        return made
+
+    def _jitted(self) -> Any:
         """The step with everything staying where it lies."""
         if self.program.mesh is None:
             return self.program.jitted()
@@ -104,10 +122,20 @@ class Trainer:
         whole = jax.sharding.NamedSharding(self.program.mesh, jax.sharding.PartitionSpec())
         return jax.jit(self.program.function(), donate_argnums=(0, 1), out_shardings=(whole, *spread))
 
+    def save(self, folder: Path) -> list[Path]:
+        """Writes the parameters as safetensors under our own labels. All processes call it, the first writes; the
+        others get no path. Parameters that the loss does not depend on are as they began."""
+        others, _ = self._start([k for k in self.model.parameters if k not in self.params], {})
+        arrays = {label: {**self.params, **others}[label] for label in self.model.parameters}
+        if device.first():
+            return export(self.model, Weights(arrays, self.rows), folder, OWN, whole=parts.whole)
+        for array in arrays.values():  # as the first process asks for them
+            parts.whole(array)
+        return []
+
     def step(self, batch: Batch, rate: float, lengths: np.ndarray | None = None) -> Step:
         """One update on tokens [batch, length], or on all inputs by name. ``lengths`` [batch]: real tokens of each row,
         all unless given. Raises BlockgraphError where an input is missing, or markers do not fit their images."""
-        started = time.perf_counter()
         inputs: dict[str, Any] = dict(batch) if isinstance(batch, Mapping) else {self.tokens: batch}
         tokens = np.asarray(inputs[self.tokens])
         rows, length = tokens.shape
@@ -116,7 +144,11 @@ class Trainer:
         inputs |= self._kept(inputs)
         self._check(inputs, tokens)
         given = {k: inputs[k] for k in self.program.inputs}
-        out, self.params, self.state = self._step(self.params, self.state, self._placed(given))
+        with memory.told(self.model.name):
+            self._step = self._step or self._compiled(self._placed(given))
+            started = time.perf_counter()
+            placed = self._placed(given)
+            out, self.params, self.state = self._step(self.params, self.state, placed)
         said = {name: float(np.asarray(value)) for name, value in out.items()}
         loss, norm = said.pop("loss"), said.pop("gradient_norm")
         del said[WEIGHT]
@@ -126,13 +158,14 @@ class Trainer:
 
     def run(self, batches: Batches, steps: int, rate: float, warmup: int = 0) -> Iterator[Step]:
         """So many steps. The learning rate rises in equal parts over ``warmup`` steps and then stays. Raises Diverged
-        after the step whose loss is no number."""
+        after the step whose loss, or whose gradient, is no number."""
         for _ in range(steps):
             share = min(1.0, (self.count + 1) / warmup) if warmup else 1.0
             said = self.step(batches(self.count), rate * share)
             yield said
-            if not np.isfinite(said.loss):
-                message = f"the loss of step {said.step} is {said.loss}"
+            what, value = ("loss", said.loss) if not np.isfinite(said.loss) else ("gradient's norm", said.gradient_norm)
+            if not np.isfinite(value):
+                message = f"the {what} of step {said.step} is {value}"
                 raise Diverged(Problem("diverged", message, None, (), "a lower --lr, or a longer --warmup"))
 
     def _kept(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -159,3 +192,13 @@ class Trainer:
         if self.program.mesh is None:
             return typed
         return {k: parts.replicated(x, self.where[k]) for k, x in typed.items()}
+
+
+def _arrays(
+    model: Model, labels: list[str], where: dict[str, Any], weights: Path | None, seed: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Parameters to start from, and the rows of padded axes."""
+    if weights is None or not labels:
+        return random_onto(model, seed, where, labels), {}
+    placed = load_onto(model, weights, where, labels=labels)
+    return placed.arrays, placed.rows

@@ -114,9 +114,9 @@ def _deepseek(c: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def model(case: str) -> Model:
+def model(case: str, **changed: Any) -> Model:
     local = HERE / "specs" / f"{SPECS[case]}.yaml"
-    return load(local if local.exists() else SPECS[case], overrides(case))
+    return load(local if local.exists() else SPECS[case], overrides(case) | changed)
 
 
 @cache

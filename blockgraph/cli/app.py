@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from blockgraph.cli import build, draw, launch, look, mesh, run, train
+from blockgraph.cli import bring, build, draw, launch, look, mesh, run, train
+from blockgraph.cli.group import Group
 from blockgraph.cli.guard import guarded
 
 HELP = (
@@ -18,6 +19,7 @@ HELP = (
 
 app = typer.Typer(
     name="blockgraph",
+    cls=Group,
     help=HELP,
     no_args_is_help=True,
     add_completion=False,
@@ -50,6 +52,7 @@ COMMANDS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("Look at models", "show", look.show),
     ("Look at models", "graph", draw.graph),
     ("Look at models", "diff", look.diff),
+    ("Look at models", "import", bring.import_),
     ("Plan and compile", "simulate", build.simulate),
     ("Plan and compile", "compile", build.compile_),
     ("Plan and compile", "explain", mesh.explain),

@@ -8,7 +8,7 @@ import typer
 
 from blockgraph.cli import mesh as mesh_options
 from blockgraph.cli import options, screen
-from blockgraph.cli.mesh import Call
+from blockgraph.cli.mesh import DEFAULT, Call
 from blockgraph.cli.options import Batch, Json, Length, Priced, Sets, Sizes, Spec
 from costmodel.calls import BATCH, LENGTH, phase_of
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from compiler.targets.result import Result
 
 REFUSED = 1
-DEFAULT = " (default: decode; forward for a model that has none)"
 
 
 def simulate(
@@ -144,7 +143,7 @@ def compile_(
              "accumulate": accumulate, "clip": clip, "loss_chunk": loss_chunk}  # fmt: skip
     training = check_training(named or "decode", asked)
     place = folder(out) if out is not None else None
-    with Progress(quiet=as_json) as progress:
+    with Progress(quiet=as_json, about=f"{model.name} for {target}") as progress:
         compiled = api.compile(
             model, target, phase=named, batch=batch, length=length, chunk=chunk, mesh=mesh, parallel=parallel,
             shard=tuple(shard or ()), replicate=tuple(replicate or ()), slices=slices, schedule=schedule,
@@ -179,6 +178,9 @@ def show_result(result: Result, call: str) -> None:
     console.print(head, soft_wrap=True)
     console.print(screen.facts(_verdict(result)))
     console.print(_seconds(result))
+    if result.cached:
+        told = f"the verdict is kept from an earlier run, whose compiler took {result.seconds.get('compile', 0):,.1f} s"
+        console.print(screen.cell(told), style="dim")
     for note in result.notes:
         console.print(screen.cell(f"note: {note}"), style="dim")
 
@@ -214,6 +216,6 @@ def _short(message: str, lines: int = 6) -> str:
 
 def _seconds(result: Result) -> Table:
     grid = screen.table(*(f"{stage}" for stage in result.seconds), title="seconds", left=())
-    cached = " (then)" if result.cached else ""
-    grid.add_row(*(f"{s:,.1f}{cached if stage == 'compile' else ''}" for stage, s in result.seconds.items()))
+    cached = {"compile": "cached"} if result.cached else {}
+    grid.add_row(*(cached.get(stage) or f"{s:,.1f}" for stage, s in result.seconds.items()))
     return grid

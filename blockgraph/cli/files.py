@@ -21,6 +21,10 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # the name that was asked for
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,6 +45,18 @@ def folder(path: str | Path) -> Path:
     found = Path(path).expanduser()
     if found.exists() and not found.is_dir():
         raise BlockgraphError(Problem("not-a-folder", f"{found} is a file, and --out names a folder"))
+    return found
+
+
+def new_folder(path: str | Path, option: str = "--out") -> Path:
+    """The same of a folder that must be new or empty, so that files of two runs are never mixed."""
+    found = Path(path).expanduser()
+    if found.exists() and not found.is_dir():
+        raise BlockgraphError(Problem("not-a-folder", f"{found} is a file, and {option} names a folder"))
+    if found.is_dir() and (held := sorted(p.name for p in found.iterdir())):
+        shown = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
+        message = f"{option}: the folder {found} is not empty, it holds {shown}"
+        raise BlockgraphError(Problem("already-exists", message, None, ("a new or empty folder",)))
     return found
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import typer
@@ -20,8 +21,10 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
-        as_json = bool(inspect.signature(function).bind(*args, **kwargs).arguments.get("as_json", False))
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        as_json = bool(given.get("as_json", False))
         try:
+            _check_numbers(given)
             function(*args, **kwargs)
         except BlockgraphError as error:
             tell(error.problems, as_json)
@@ -38,8 +41,31 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             name = f"{error.filename}: " if error.filename else ""
             tell([Problem("file-error", f"{name}{error.strerror or error}")], as_json)
             raise typer.Exit(2) from None
+        except RuntimeError as error:  # of JAX, where a device's memory ended
+            said = _exhausted(error)
+            if said is None:
+                raise
+            tell([Problem("out-of-memory", said)], as_json)
+            raise typer.Exit(2) from None
 
     return command
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Raises for options that are infinite or no number, which the parser lets through."""
+    wrong = {k: v for k, v in given.items() if isinstance(v, float) and not math.isfinite(v)}
+    problems = [Problem("out-of-range", f"--{name.replace('_', '-')} {value}: takes a finite number")
+                for name, value in wrong.items()]  # fmt: skip
+    if problems:
+        raise BlockgraphError(problems)
+
+
+def _exhausted(error: RuntimeError) -> str | None:
+    if "jax" not in sys.modules:
+        return None
+    from runtime.memory import exhausted
+
+    return exhausted(error)
 
 
 def tell(problems: Iterable[Problem], as_json: bool = False) -> None:

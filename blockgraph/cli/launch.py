@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,17 +39,38 @@ def launch(
 
     job = launching.Job(spec, tuple(command), hosts, chips, name)
     kind = launching.kind_of(slurm, kubernetes)
+    _check(job.words()[1:])
     if kind == "slurm":
         text = launching.slurm(job, minutes)
     else:
         text = launching.kubernetes(job, image, resource, launching.pairs(selector or ()))
-    if str(out) == "-":
-        typer.echo(text, nl=False)
-        return
-    out.write_text(text, "utf-8")
-    found = {"kind": kind, "file": str(out), "processes": job.processes(kind), "start": job.start(kind, out)}
+    printed = str(out) == "-"
+    found = {"kind": kind, "file": None if printed else str(out), "processes": job.processes(kind),
+             "start": None if printed else job.start(kind, out), "script": text if printed else None}  # fmt: skip
+    if not printed:
+        out.write_text(text, "utf-8")
     if as_json:
         screen.print_json(found)
         return
+    if printed:
+        typer.echo(text, nl=False)
+        return
     told = f"{out}: {found['processes']} processes; start it: {found['start']}"
     screen.console().print(screen.cell(told), soft_wrap=True)
+
+
+def _check(words: list[str]) -> None:
+    """Reads the command that will be started as the command line will, and runs nothing. Raises BlockgraphError."""
+    from blockgraph.cli.app import app
+    from blockgraph.cli.group import ClickError, usage_problem
+    from compiler.errors import BlockgraphError, Problem
+
+    verb, *rest = words
+    command: Any = typer.main.get_command(app)
+    try:
+        command.commands[verb].make_context(verb, rest)
+    except ClickError as error:
+        problem = usage_problem(error)
+        raise BlockgraphError(replace(problem, message=f"-- {verb}: {problem.message}")) from None
+    except typer.Exit:  # --help
+        raise BlockgraphError(Problem("bad-option", f"-- {verb}: it would only print its help")) from None

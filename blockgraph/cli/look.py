@@ -45,14 +45,16 @@ def _models(as_json: bool) -> None:
     for name, path in shipped().items():
         try:
             model = load(name)
+            sizes = list(table.rows(path)) if path.with_suffix(".csv").is_file() else []
+            counts = sorted(load(f"{name}@{sizes[i]}").parameter_count() for i in (0, -1)) if sizes else []
         except BlockgraphError as error:  # one broken file must not hide the others
             rows.append({"name": name, "file": str(path), "problems": [p.as_json() for p in error.problems]})
             continue
         base = model.document.files[1].stem if len(model.document.files) > 1 else None
-        sizes = list(table.rows(path)) if path.with_suffix(".csv").is_file() else []
         rows.append({
             "name": name, "parameters": model.parameter_count(), "paper": model.spec.paper,
-            "stand_in": model.spec.stand_in, "extends": base, "file": str(path), **({"sizes": sizes} if sizes else {}),
+            "stand_in": model.spec.stand_in, "extends": base, "file": str(path), 
+            **({"sizes": sizes, "parameters_of_sizes": counts} if sizes else {}),
         })  # fmt: skip
     if as_json:
         screen.print_json({"models": rows})
@@ -60,10 +62,17 @@ def _models(as_json: bool) -> None:
     shown = screen.table("model", "parameters", "paper", left=(0, 2))
     for row in rows:
         broken = units.counted(len(row["problems"]), "problem", "problems") if "problems" in row else ""
-        name = f"{row['name']}@{row['sizes'][0]} … @{row['sizes'][-1]}" if "sizes" in row else row["name"]
         paper = f"{row.get('paper') or ''}{', a stand-in' if row.get('stand_in') else ''}"
-        shown.add_row(name, broken or f"{row['parameters']:,}", screen.cell(paper))
+        count = broken or f"{row['parameters']:,}"
+        if "sizes" in row:
+            paper = f"{len(row['sizes'])} sizes, @{row['sizes'][0]} to @{row['sizes'][-1]}: {paper}"
+            count = " – ".join(f"{n:,}" for n in row["parameters_of_sizes"])
+        shown.add_row(row["name"], count, screen.cell(paper))
     screen.console().print(shown)
+    family = next((row for row in rows if "sizes" in row), None)
+    if family is not None:
+        text = f"a spec of several sizes is one of them by its row, as in show {family['name']}@{family['sizes'][0]}"
+        screen.console().print(screen.cell(text), style="dim")
 
 
 def _machines(as_json: bool) -> None:
@@ -85,6 +94,7 @@ def validate(
 ) -> None:
     """Check specs: each problem with its line and what is allowed.
     [dim]blockgraph validate my-model.yaml[/]"""
+    from blockgraph.inspect import runs
     from compiler.errors import BlockgraphError
 
     rows, problems = [], []
@@ -96,8 +106,7 @@ def validate(
             row = {"spec": spec, "valid": False, "problems": [p.as_json() for p in error.problems]}
         rows.append(row)
         if not as_json and row["valid"]:
-            phases = ", ".join(name for name in ("forward", "prefill", "decode") if row["phases"][name])
-            text = f"{row['name']}: valid, {row['parameters']:,} parameters, runs {phases}"
+            text = f"{row['name']}: valid, {row['parameters']:,} parameters, runs {runs(row['phases'])}"
             screen.console().print(screen.cell(text), soft_wrap=True)
             for warning in row["warnings"]:
                 screen.console(stderr=True).print(screen.cell(f"warning: {warning}"), style="yellow", soft_wrap=True)
@@ -178,9 +187,10 @@ def print_graph(
 ) -> None:
     """Prints the op graph of a phase after a pass. ``call``: batch, length, chunk."""
     import blockgraph.inspect as inspect
-    from compiler.passes.call import sizes_for
+    from compiler.passes.call import check_chunk, sizes_for
 
     inspect.check_sizes(model, given)
+    check_chunk(phase, *call[1:])
     made = inspect.after(model, name, phase, sizes_for(phase, *call, given), platform)
     if as_json:
         screen.print_json({"model": model.name, "phase": phase, "pass": name, "graph": list(made.lines())})

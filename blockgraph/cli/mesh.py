@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from blockgraph.checks import Checked
     from blockgraph.meshes import Figures
 
+DEFAULT = " (default: decode; forward for a model that has none)"
 MESH, TRAINING = "Options of a mesh", "Options of a training step"
 
 Mesh = Annotated[
@@ -94,7 +95,7 @@ def explain(
         str | None, typer.Option("--target", metavar="TARGET", help="A machine, whose links are told then.")
     ] = None,
     chips: Annotated[int | None, typer.Option("--chips", min=1, help="Devices of no machine in particular.")] = None,
-    phase: Annotated[Call | None, typer.Option("--phase", help="The program to explain.")] = None,
+    phase: Annotated[Call | None, typer.Option("--phase", help=f"The program to explain{DEFAULT}.")] = None,
     batch: Batch = BATCH,
     length: Length = LENGTH,
     shard: Shard = None,
@@ -145,7 +146,7 @@ def _show_explained(found: dict[str, Any]) -> None:
             sent = units.traffic_text(m["sent"])
             told = f"  {m['kind']} over {'+'.join(m['axes'])} x {m['times']:,}: a device sends {sent} each: {m['why']}"
             console.print(screen.cell(told), style="cyan", soft_wrap=True)
-    console.print(moving(found["collectives"]))
+    console.print(moving(found["collectives"]) if found["collectives"] else "nothing moves between devices")
     for note in found["notes"]:
         console.print(screen.cell(f"note: {note}"), style="dim")
 
@@ -173,23 +174,38 @@ def show_figures(figures: Figures) -> None:
     layers = " · ".join(f"{k} {units.flop_text(v)}" for k, v in told["flops_per_layer"].items())
     rows.append(("products", f"{units.flop_text(told['flops_per_device'])} a device and call; one layer: {layers}"))
     console.print(screen.facts(rows))
-    console.print(moving(told["collectives"]))
+    if told["collectives"]:
+        console.print(moving(told["collectives"]))
     for note in told["notes"]:
         console.print(screen.cell(f"note: {note}"), style="dim")
 
 
 def show_check(checked: Checked) -> None:
-    """The compiled program held against the graph."""
-    from blockgraph.checks import causes, rows
+    """The compiled program held against the graph (docs/check.md)."""
+    from blockgraph.checks import rows, verdict
 
-    grid = screen.table(
-        "status", "how", "collective", "over", "runs", "bytes", "runs found", "bytes found", "note",
-        title="the compiled program against the graph", left=(0, 1, 2, 3, 8),
-    )  # fmt: skip
-    for r in rows(checked.comparison):
-        grid.add_row(*(screen.cell(screen.number(x) if isinstance(x, int) else x) for x in vars(r).values()))
-    screen.console().print(grid)
-    for cause in causes(checked.comparison):
-        screen.console().print(screen.cell(f"cause: {cause}"), style="dim")
+    console, found = screen.console(), rows(checked.comparison)
+    noted = [r for r in found if r.note]
+    if found:
+        columns = ("status", "collective", "over", "runs", "bytes", "runs found", "bytes found", "note")
+        grid = screen.table(*columns, title="the compiled program against the graph", left=(0, 1, 2))
+        for r in found:
+            status = f"{r.status}: {r.how}" if r.how else r.status
+            numbers = map(screen.number, (r.expected_runs, r.expected_bytes, r.found_runs, r.found_bytes))
+            mark = str(noted.index(r) + 1) if r in noted else ""
+            grid.add_row(*map(screen.cell, (status, r.kind, r.axes, *numbers, mark)))
+        console.print(grid)
+    causes: dict[str, list[str]] = {}
+    for n, r in enumerate(noted, 1):
+        causes.setdefault(r.cause or "not known", []).append(str(n))
+        where = f" (in {', '.join(r.paths)})" if r.paths else ""
+        console.print(screen.cell(f"{n}  {r.kind} over {r.axes}: {r.note}{where}"))
+    for cause, marks in causes.items():
+        console.print(screen.cell(f"cause of {', '.join(marks)}: {cause}"), style="dim")
+    good = checked.as_asked
+    console.print(screen.cell(verdict(checked.comparison)), style="green" if good else "yellow", soft_wrap=True)
     ratio = "not known" if checked.ratio is None else f"{checked.ratio:.4f}"
-    screen.console().print(f"FLOPs of products, found / asked for: {ratio}")
+    console.print(f"FLOPs of products, found / asked for: {ratio}")
+    for d in () if checked.same_flops else checked.by_path:
+        told = f"  {d.path}: {d.found:,.0f} / {d.expected:,.0f}" + (f": {d.cause}" if d.cause else "")
+        console.print(screen.cell(told), style="dim")

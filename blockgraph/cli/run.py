@@ -58,7 +58,7 @@ def generate(
         device.prepare()
         if group.first:
             options.warn(model, as_json)
-        with Progress("loading weights", quiet=as_json or not group.first) as progress:
+        with Progress("loading weights", as_json or not group.first, model.name) as progress:
             pieces = api.generate(
                 model,
                 weights,
@@ -208,7 +208,7 @@ def trace(
     call = api.trace_inputs(model, ids, inputs, given, seed)
     options.warn(model, as_json)
     device.prepare()
-    with Progress("tracing", quiet=as_json):
+    with Progress("tracing", as_json, model.name):
         records, first = api.trace(model, weights, seed=random or 0, inputs=call.arrays, sizes=call.sizes,
                                    reference=reference, tolerance=tolerance, out=out)  # fmt: skip
     if call.drawn and not as_json:
@@ -278,26 +278,29 @@ def export(
     spec: Spec,
     weights: Weights,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
-    format_: Annotated[str, typer.Option("--format", metavar="NAME", help="Of the spec's weights.")] = "huggingface",
+    format_: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="Of the spec's weights, or blockgraph.")
+    ] = "huggingface",
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Write weights as safetensors under their published names.
     [dim]blockgraph export smollm2-135m --weights w.gguf --out smollm2-hf[/]"""
-    from blockgraph.cli.files import folder, within
+    from blockgraph.cli.files import new_folder, within
+    from runtime.weights.mapping import OWN
 
     model = options.loaded(spec, sets)
-    place = folder(out)
-    if format_ not in model.spec.weights:
+    place = new_folder(out)
+    known = (*model.spec.weights, OWN)
+    if format_ not in known:
         from compiler.errors import BlockgraphError, Problem, nearest
 
-        known = tuple(model.spec.weights)
         raise BlockgraphError(
             Problem("unknown-format", f"{model.name} maps no {format_} weights", None, known, nearest(format_, known))
         )
     import blockgraph.api as api
 
-    with Progress("converting", quiet=as_json) as progress:
+    with Progress("converting", as_json, model.name) as progress:
         files = within(api.export(model, weights, place, format=format_, progress=progress), place)
     sizes = {str(f): f.stat().st_size for f in files}
     if as_json:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blockgraph.cli import screen
+from blockgraph.inspect import runs
 from costmodel import units
 
 SHOWN = 12  # rows of a list that could go on
@@ -88,7 +89,7 @@ def _facts(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "inputs", " · ".join(f"{name} {_type(t)}" for name, t in made["inputs"].items())
     yield "outputs", " · ".join(f"{name} {_type(t)}" for name, t in made["outputs"].items())
     yield "dtypes", screen.named(made["dtypes"])
-    yield "phases", ", ".join(name for name, runs in made["phases"].items() if runs)
+    yield "phases", runs(made["phases"])
     if made["weights"]:
         yield "weights", ", ".join(made["weights"])
 

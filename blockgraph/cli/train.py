@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.train import Step
 
 SHOWN = 20  # lines of a run, about
+LONGEST = 10.0  # seconds without a line
 
 
 def train(
@@ -38,6 +40,9 @@ def train(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and batches.")] = 0,
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="PATH", help="Start from a checkpoint (default: random weights).")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="DIR", help="Write the trained weights into this new folder.")
     ] = None,
     optimiser: meshes.OptimiserName = None,
     moments: meshes.Moments = None,
@@ -64,14 +69,16 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model on this machine's devices, or on many machines'.
-    [dim]blockgraph train my.yaml --text book.txt --steps 200 --batch 16 --length 256 --lr 3e-4[/]
+    [dim]blockgraph train my.yaml --text book.txt --steps 200 --batch 16 --length 256 --lr 3e-4 --save weights[/]
 
     With --json a line for each step, then one of the whole. Exit code 1: the loss is no number, or a process
     is gone."""
     from blockgraph import training
+    from blockgraph.cli.files import new_folder
     from blockgraph.meshes import check_training
 
     training.data(text, synthetic)
+    place = new_folder(save, "--save") if save is not None else None
     model = options.loaded(spec, sets)
     limit = None if remat_limit is None else remat_limit * 2**30
     given = {"optimiser": optimiser, "moments": moments, "remat": remat, "remat_limit": limit,
@@ -80,7 +87,7 @@ def train(
     with processes.joined(distributed, coordinator, process_count, process_id, patience) as group:
         if group.first:
             options.warn(model, as_json)
-        with Progress("starting", quiet=as_json or not group.first) as progress:
+        with Progress("starting", as_json or not group.first, model.name) as progress:
             run = training.prepare(
                 model, steps=steps, text=text, synthetic=synthetic, tokenizer=tokenizer, batch=batch, length=length,
                 lr=lr, warmup=warmup, seed=seed, weights=weights, training=asked, mesh=mesh, parallel=parallel,
@@ -90,10 +97,14 @@ def train(
             )  # fmt: skip
             said = _after_first(run.steps(), progress)
             if group.first:
-                _show(run, said, steps, as_json)
+                shown = _show(run, said, steps, as_json)
             else:
                 for _ in said:
                     pass
+            if place is not None:
+                run.save(place)  # all processes: each has its part
+            if group.first:
+                _end(run, shown, place, as_json)
 
 
 def _after_first(steps: Iterator[Step], progress: Progress) -> Iterator[Step]:
@@ -103,12 +114,13 @@ def _after_first(steps: Iterator[Step], progress: Progress) -> Iterator[Step]:
         yield said
 
 
-def _show(run: Run, said: Iterator[Step], steps: int, as_json: bool) -> None:
-    model = run.trainer.model
+def _show(run: Run, said: Iterator[Step], steps: int, as_json: bool) -> list[Step]:
+    """A line now and then, or with --json for each step. Gives the steps."""
     if not as_json:
         for note in run.notes:
             screen.console(stderr=True).print(screen.cell(f"note: {note}"), style="dim", soft_wrap=True)
-    every, shown = max(1, -(-steps // SHOWN)), []
+    every, last = max(1, -(-steps // SHOWN)), time.monotonic()
+    shown: list[Step] = []
     with _Bar(steps, quiet=as_json) as bar:
         for step in said:
             shown.append(step)
@@ -116,19 +128,31 @@ def _show(run: Run, said: Iterator[Step], steps: int, as_json: bool) -> None:
                 _line(step.as_json())
                 continue
             bar.show(step)
-            if step.step == 1 or step.step % every == 0 or step.step == steps:
+            if step.step == 1 and run.trainer.compile_seconds is not None:
+                bar.print(f"compiled in {run.trainer.compile_seconds:.1f} s")
+            late = time.monotonic() - last > LONGEST
+            if late or step.step == 1 or step.step % every == 0 or step.step == steps:
                 bar.print(_text(step))
-    later = shown[1:] or shown
+                last = time.monotonic()
+    return shown
+
+
+def _end(run: Run, shown: list[Step], saved: Path | None, as_json: bool) -> None:
+    """What the whole run came to."""
+    model, later = run.trainer.model, shown[1:] or shown
     rate = sum(s.tokens_per_s * s.seconds for s in later) / sum(s.seconds for s in later)
     head = {"model": model.name, "target": run.target.text, "devices": run.devices, "steps": len(shown)}
     whole = {**head, "first_loss": shown[0].loss, "last_loss": shown[-1].loss, "tokens_per_s": rate,
-             "first_step_seconds": shown[0].seconds, "notes": list(run.notes)}  # fmt: skip
+             "first_step_seconds": shown[0].seconds, "compile_seconds": run.trainer.compile_seconds,
+             "saved": None if saved is None else str(saved), "notes": list(run.notes)}  # fmt: skip
     if as_json:
         _line(whole)
         return
-    text = f"{model.name} on {run.devices} of {run.target}: loss {shown[0].loss:.4f} → {shown[-1].loss:.4f}"
-    tail = f"{rate:,.0f} tokens/s; the first step with compiling took {shown[0].seconds:.1f} s"
-    screen.console().print(screen.cell(f"{text}, {tail}"), soft_wrap=True)
+    many = "1 device" if run.devices == 1 else f"{run.devices:,} devices"
+    text = f"{model.name} on {many} ({run.target.text}): loss {shown[0].loss:.4f} → {shown[-1].loss:.4f}"
+    screen.console().print(screen.cell(f"{text}, {rate:,.0f} tokens/s"), soft_wrap=True)
+    if saved is not None:
+        screen.console().print(screen.cell(f"{saved}: the weights (generate --weights {saved})"), soft_wrap=True)
 
 
 def _line(value: dict[str, Any]) -> None:

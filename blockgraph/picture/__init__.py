@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from blockgraph.picture.dot import dot
 from blockgraph.picture.fold import fold
 from blockgraph.picture.items import BOX, Edge, Item
 from blockgraph.picture.state import states
+from blockgraph.picture.svg import fitted
 from blockgraph.picture.tree import Tree
 from compiler.errors import BlockgraphError, Problem
 from compiler.language.model import Model
@@ -27,6 +29,7 @@ from compiler.language.model import Model
 FORMATS = ("svg", "png")
 TIME_LIMIT = 60.0
 DPI = "144"
+MOST_DRAWN = 2000  # boxes that Graphviz is given: more take minutes
 MOST_BOXES = 40  # of a picture whose depth nobody said: more cannot be read
 
 
@@ -38,19 +41,35 @@ def draw(model: Model, out: str | Path, depth: int | None = None) -> Path:
     if kind not in FORMATS:
         raise BlockgraphError(Problem("unknown-format", f"{out.name}: a picture is .svg or .png", None, FORMATS))
     root, edges = _tree(model, depth)
+    boxes = sum(not item.is_cluster for item in root.walk())
+    if boxes > MOST_DRAWN:
+        message = f"the picture would have {boxes:,} boxes, and at most {MOST_DRAWN:,} are drawn"
+        mend = "a smaller --depth" if depth is not None and depth > 1 else "repeat: equal layers become one box"
+        raise BlockgraphError(Problem("picture-too-large", message, None, (), mend))
     text = dot(model.name, model.parameter_count(), root, edges).source
-    command = [_binary(), f"-T{kind}", *([f"-Gdpi={DPI}"] if kind == "png" else [])]
-    try:
-        done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=TIME_LIMIT, check=False)
-    except subprocess.TimeoutExpired:
-        text = f"the picture took over {TIME_LIMIT:.0f} s to lay out: give a smaller depth"
-        raise BlockgraphError(Problem("picture-too-large", text)) from None
-    if done.returncode or not done.stdout:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise BlockgraphError(Problem("no-picture", f"{Path(command[0]).name} could not draw: {' '.join(said[-1:])}"))
+    made = _drawn(text, kind)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(done.stdout)
+    out.write_bytes(made)
     return out
+
+
+def _drawn(text: str, kind: str) -> bytes:
+    """The picture of a Graphviz text."""
+    with tempfile.TemporaryDirectory(prefix="blockgraph-") as folder:
+        picture, placed = Path(folder) / f"picture.{kind}", Path(folder) / "picture.json"
+        more = [f"-Gdpi={DPI}"] if kind == "png" else ["-Tjson", f"-o{placed}"]
+        command = [_binary(), f"-T{kind}", f"-o{picture}", *more]
+        try:
+            done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=TIME_LIMIT, check=False)
+        except subprocess.TimeoutExpired:
+            told = f"the picture took over {TIME_LIMIT:.0f} s to lay out: give a smaller depth"
+            raise BlockgraphError(Problem("picture-too-large", told)) from None
+        if done.returncode or not picture.is_file():
+            said = " ".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
+            raise BlockgraphError(Problem("no-picture", f"{Path(command[0]).name} could not draw: {said}"))
+        if kind == "png":
+            return picture.read_bytes()
+        return fitted(picture.read_text("utf-8"), placed.read_text("utf-8")).encode()
 
 
 def source(model: Model, depth: int | None = None) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from blockgraph.picture.items import Edge, Item
 from compiler.graph.sizes import Size
 from compiler.graph.types import TensorType
+from compiler.ops.bias import Bias
 from compiler.ops.conv import GROUPS, Conv
 from compiler.ops.elementwise import ACTIVATIONS, Map
+from compiler.ops.experts import BOOKS, Choose
 from compiler.ops.frequencies import NONE
 from compiler.ops.pool import Pool
 from compiler.ops.rotate import Rotate
@@ -32,7 +34,7 @@ STATES = {
     "cache": "cache", "ring": "ring", "recurrent": "recurrent state", "tail": "last inputs", "context": "context",
     "latent": "latent cache",
 }  # fmt: skip
-OPTIONS = ("kind", "causal", "window", "softcap", "by", "fraction")
+OPTIONS = ("kind", "causal", "window", "chunk", "softcap", "by", "fraction")
 
 
 def family(item: Item) -> str:
@@ -122,6 +124,11 @@ def _options(item: Item) -> list[str]:
             kernel = node.operands[1].type
             groups = int(kernel.size(GROUPS).constant) if GROUPS in kernel.axes else 1
             found.append(_windows(node.op.windows, 1) + (f", {groups} groups" if groups > 1 else ""))
+        if isinstance(node.op, Choose) and node.op.groups > 1:
+            found.append(f"of the best {node.op.active_groups} of {node.op.groups} groups")
+        added = getattr(node.op, "bias", None)
+        if isinstance(added, Bias):
+            found.append(added.short)
         if isinstance(node.op, Pool):
             found.append(f"{node.op.kind} of {_windows(node.op.windows)}")
             continue
@@ -129,7 +136,7 @@ def _options(item: Item) -> list[str]:
             size = int(node.operands[0].type.size(node.op.axis).constant)
             part = "" if node.op.channels == size else f" {node.op.channels:,} of {size:,}"
             pairs = "" if node.op.pairs == "half" else f" {node.op.pairs}"
-            scaling = "" if node.op.scaling == NONE else f" {node.op.scaling}"
+            scaling = "" if node.op.scaling == NONE else f" {node.op.scaling.short}"
             found.append(f"rotary{part}{pairs}{scaling}")
     return list(dict.fromkeys(found))
 
@@ -165,7 +172,7 @@ def inner_sizes(item: Item, edges: Sequence[Edge]) -> list[str]:
     for node in item.ops:
         for v in (*node.operands, *node.results):
             for axis, size in v.type.pairs:
-                told = axis.endswith("_out") or axis == GROUPS or axis.startswith(TAPS)
+                told = axis.endswith("_out") or axis in (GROUPS, *BOOKS) or axis.startswith(TAPS)
                 if size.is_constant and (axis, size) not in seen and not told:
                     inside.setdefault(axis, size)
     return [size_text(a, s) for a, s in inside.items()]

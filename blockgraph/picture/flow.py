@@ -37,8 +37,12 @@ def _clusters(item: Item) -> list[Item]:
 def skips(edges: list[Edge]) -> set[Pair]:
     """Edges beside a longer way."""
     after: dict[Item, list[Item]] = {}
+    above: dict[Item, list[Item]] = {}
     for e in edges:
         after.setdefault(e.source, []).append(e.target)
+        above.setdefault(e.target, []).append(e.source)
+    items = list(dict.fromkeys(i for e in edges for i in (e.source, e.target)))
+    rank = {item: n for n, item in enumerate(_downwards(items, above))}
 
     def longer(start: Item, end: Item) -> bool:
         seen: set[Item] = set()
@@ -47,7 +51,7 @@ def skips(edges: list[Edge]) -> set[Pair]:
             item = todo.pop()
             if item is end:
                 return True
-            if item not in seen:
+            if item not in seen and rank[item] < rank[end]:  # what comes after the end leads to it no more
                 seen.add(item)
                 todo += after.get(item, ())
         return False

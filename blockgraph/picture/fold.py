@@ -94,7 +94,8 @@ def _alike(first: Item, child: Item) -> bool:
 
 def _runs(item: Item, stands_for: dict[Item, Item], options: bool = True, least: int = 2) -> list[Item]:
     children, out, i = item.children, list[Item](), 0
-    marks = [_signature(c, options) for c in children]
+    numbers: dict[Hashable, int] = {}
+    marks = [numbers.setdefault(_signature(c, options), len(numbers)) for c in children]
     while i < len(children):
         period, count = _best(children, marks, i)
         if count < least:
@@ -119,18 +120,19 @@ def _runs(item: Item, stands_for: dict[Item, Item], options: bool = True, least:
     return out
 
 
-def _best(children: list[Item], marks: list[Hashable], i: int) -> tuple[int, int]:
+def _best(children: list[Item], marks: list[int], i: int) -> tuple[int, int]:
     """The shortest period that repeats from ``i`` on, and how often it stands there."""
     for period in range(1, (len(marks) - i) // 2 + 1):
         unit = marks[i : i + period]
+        if marks[i] != marks[i + period] or marks[i + period : i + 2 * period] != unit:
+            continue
         solid = any(c.is_cluster or c.kind == BOX for c in children[i : i + period])
         if not solid or any(c.kind in (INPUT, OUTPUT) for c in children[i : i + period]):
             continue
-        count = 1
+        count = 2
         while marks[i + count * period : i + (count + 1) * period] == unit:
             count += 1
-        if count > 1:
-            return period, count
+        return period, count
     return 1, 1
 
 

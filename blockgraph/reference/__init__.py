@@ -9,6 +9,7 @@ from pathlib import Path
 
 from blockgraph.reference.blocks import blocks_page, forms_page
 from blockgraph.reference.functions import axes_page, errors_page, functions_page
+from blockgraph.reference.imports import imports_page
 from blockgraph.reference.ops import ops_page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,7 +20,7 @@ def pages() -> dict[str, str]:
     """Every page by file name."""
     return {
         "blocks.md": blocks_page(), "forms.md": forms_page(), "ops.md": ops_page(), "functions.md": functions_page(),
-        "axes.md": axes_page(), "errors.md": errors_page(ROOT),
+        "axes.md": axes_page(), "errors.md": errors_page(ROOT), "imports.md": imports_page(),
     }  # fmt: skip
 
 

@@ -28,7 +28,8 @@ class _Absolute(Block):
 
 @block
 class PositionTable(_Absolute):
-    """x plus a learned row for each position (arXiv:1705.03122; GPT-2). Calls longer than ``rows`` are refused. With
+    """x plus a learned row for each position (arXiv:1705.03122; GPT-2). Calls longer than ``rows`` are refused.
+    ``spare``: so many rows stand in front of that of position 0 and are never read (OPT, arXiv:2205.01068, has 2). With
     ``period`` a row for each value of one coordinate of a grid that the sequence runs through (axial positions,
     arXiv:2001.04451): it goes up after every ``each`` positions, ``period`` values in turn, behind ``after`` positions
     that have rows of their own."""
@@ -36,6 +37,7 @@ class PositionTable(_Absolute):
     kind: ClassVar[str] = "position_table"
     shorthand: ClassVar[str | None] = "rows"
     rows: Count  # positions that it can tell apart
+    spare: Index = 0
     period: OptionalCount = None
     each: Count = 1
     after: Index = 0
@@ -52,8 +54,9 @@ class PositionTable(_Absolute):
                 text = f"{self.after} + {self.period} positions in a table of {self.rows}"
                 raise Fault("out-of-range", text, (f"rows: {self.after + self.period} or more",), key="rows")
             at = self.positions(env, x, grid=(self.after, self.each, self.period))
-        table = env.weight("table", [("positions", self.rows), width], init="normal(0.02)")
-        return b.add(x, b.cast(b.lookup(table, at, "positions"), x.type.dtype))
+        table = env.weight("table", [("positions", self.rows + self.spare), width], init="normal(0.02)")
+        row = b.add(at, b.constant(self.spare, "int32")) if self.spare else at
+        return b.add(x, b.cast(b.lookup(table, row, "positions"), x.type.dtype))
 
 
 @block

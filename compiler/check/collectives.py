@@ -118,8 +118,9 @@ def collectives(
         if kind not in KINDS:
             continue
         chain = _chain(visit.instruction)
-        # A fusion that runs beside a gather repeats it: in the start, in each step and in the end of its chain.
-        if chain and (visit.place, chain, kind) in chains:
+        # A fusion that runs beside a gather repeats it: in the start, in each step (which may lie in a loop after the
+        # start) and in the end of its chain.
+        if chain and any((place, chain, kind) in chains for place in (visit.place, *visit.outer)):
             continue
         chains.add((visit.place, chain, kind))
         found += reader.read(visit, kind, bool(chain))

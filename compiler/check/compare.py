@@ -183,6 +183,11 @@ def _as_large(e: Expected, c: Collective) -> bool:
     return size is not None and _near(size, c.bytes)
 
 
+def _as_many(e: Expected, c: Collective, times: int = 1) -> bool:
+    """As many numbers, of whatever dtype: what lost its path and was narrowed or widened."""
+    return times * e.bytes * bits(c.dtype) == c.bytes * bits(hlo_dtype(e.dtype)) > 0
+
+
 @dataclass
 class _Matcher:
     """Both sides with the runs that are still to be explained; each rule takes from them."""
@@ -221,6 +226,8 @@ class _Matcher:
         self._pair("changed", lambda e, c: _same_axes(e, c) and under(c.path, e.path), by_path=False)
         self._pair("changed", lambda e, c: under(c.path, e.path), by_path=False)
         self._pair("changed", lambda e, c: _same_axes(e, c) and _as_large(e, c), by_path=False)
+        self._pair("changed", lambda e, c: _same_axes(e, c) and _as_many(e, c), by_path=False)
+        self._hoisted_otherwise()
         for e, left in zip(self.asked, self.asked_left, strict=True):
             if left:
                 self.matches.append(Match("missing", (e,), (), left))
@@ -324,6 +331,15 @@ class _Matcher:
             if fewer and size and _alike(e, c) and _near(size * (runs // left), c.bytes):
                 self.asked_left[i], self.made_left[j] = 0, 0
                 self.matches.append(_hoisting(e, (c,), runs, (left,)))
+
+    def _hoisted_otherwise(self) -> None:
+        """Fewer runs of as many numbers together, in another dtype: other roundings, so it is changed."""
+        for i, j in itertools.product(self._open(), self._left()):
+            e, c, runs, left = self.asked[i], self.made[j], self.asked_left[i], self.made_left[j]
+            if 0 < left < runs and not runs % left and _alike(e, c) and _as_many(e, c, runs // left):
+                self.asked_left[i], self.made_left[j] = 0, 0
+                note = f"{runs} runs became {left}, {c.dtype} in place of {hlo_dtype(e.dtype)}"
+                self.matches.append(Match("changed", (e,), (c,), runs, (), note, taken=(left,)))
 
     def _merged(self) -> None:
         """A gather whose twin is in the program, taken already by the expectation of another node."""

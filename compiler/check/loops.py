@@ -230,13 +230,15 @@ def _count(start: int, step: int, direction: str) -> int | None:
 @dataclass(frozen=True)
 class Visit:
     """One instruction of the running program. ``times`` counts a loop without a known count once; ``exact`` is false
-    then. ``place`` is the nearest computation around it that is no fusion, ``caller`` the fusion or call around it."""
+    then. ``place`` is the nearest computation around it that is no fusion, ``outer`` are those around that one;
+    ``caller``: the fusion or call around it."""
 
     computation: Computation
     instruction: Instruction
     times: int = 1
     exact: bool = True
     place: str = ""
+    outer: tuple[str, ...] = ()
     trips: tuple[int, ...] = ()  # of the loops around it, outermost first; 1 for an unknown one
     caller: Instruction | None = None
     asynchronous: bool = False
@@ -267,10 +269,14 @@ class _State:
     times: int = 1
     exact: bool = True
     place: str = ""
+    outer: tuple[str, ...] = ()
     trips: tuple[int, ...] = ()  # of the loops around it, outermost first; 1 for an unknown one
     caller: Instruction | None = None
     asynchronous: bool = False
     branches: tuple[tuple[int, int], ...] = ()
+
+    def inside(self, computation: str) -> _State:
+        return replace(self, place=computation, outer=(*self.outer, self.place))
 
 
 @dataclass
@@ -283,9 +289,9 @@ class _Walk:
             yield Visit(scope.computation, i, **vars(at))
             if i.opcode in ("fusion", "call", *STARTS):
                 inside = scope.inside(i)
-                place = at.place if i.opcode == "fusion" else inside.computation.name
+                within = at if i.opcode == "fusion" else at.inside(inside.computation.name)
                 later = at.asynchronous or i.opcode in STARTS
-                yield from self.run(inside, replace(at, place=place, caller=i, asynchronous=later))
+                yield from self.run(inside, replace(within, caller=i, asynchronous=later))
             elif i.opcode == "while":
                 yield from self._loop(Loop(scope, i), at)
             elif i.opcode == "conditional":
@@ -293,7 +299,7 @@ class _Walk:
                 number = self.conditionals
                 names = i.called("branch_computations", "true_computation", "false_computation")
                 for branch, name in enumerate(names):
-                    state = replace(at, place=name, caller=None, branches=(*at.branches, (number, branch)))
+                    state = replace(at.inside(name), caller=None, branches=(*at.branches, (number, branch)))
                     yield from self.run(Scope(scope.module, scope.module[name]), state)
 
     def _loop(self, loop: Loop, at: _State) -> Iterator[Visit]:
@@ -303,7 +309,7 @@ class _Walk:
         state = replace(at, exact=at.exact and trips is not None, trips=(*at.trips, known), caller=None)
         turns = at.times * known
         for part, times in ((loop.condition, turns + at.times), (loop.body, turns)):
-            yield from self.run(part, replace(state, times=times, place=part.computation.name))
+            yield from self.run(part, replace(state.inside(part.computation.name), times=times))
 
 
 def unexpected(loops: Iterable[Trips], depths: Iterable[int]) -> list[Trips]:

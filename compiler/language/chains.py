@@ -94,8 +94,12 @@ def pairs_of(i: InputSpec, scope: Scope) -> list[tuple[str, SizeLike]]:
     if i.kind == "count":
         return [("batch", BATCH)]
     if i.kind in ("features", "tokens"):
-        return [("batch", BATCH), *((a, scope.dims.get(a, Size.symbol(a))) for a in i.axes or [])]
+        return [("batch", BATCH), *((a, _axis(a, scope)) for a in i.axes or [])]
     return [("batch", BATCH), *_pictures(i, scope)]
+
+
+def _axis(name: str, scope: Scope) -> SizeLike:
+    return scope.dim(name) if name in scope.dims else Size.symbol(name)
 
 
 def _pictures(i: InputSpec, scope: Scope) -> list[tuple[str, SizeLike]]:

@@ -32,8 +32,11 @@ META = ("name", "from", "frozen", "share", "dtype", "init")  # beside a kind, ne
 class Dim:
     """Marks a field whose default is the dim of this name."""
 
+    known: ClassVar[set[str]] = set()  # all names that some block kind reads without being told
+
     def __init__(self, name: str) -> None:
         self.name = name
+        self.known.add(name)
 
 
 class Args(BaseModel):
@@ -298,7 +301,9 @@ def report(
         field = model.model_fields.get(str(error["loc"][-1]))
         dim = next((m.name for m in (field.metadata if field else []) if isinstance(m, Dim)), None)
         message = f"{label} is missing" + (f": give it here or as the dim {dim}" if dim else "")
-        scope.problems.add("missing-dim" if dim else "missing-key", message, where)
+        near = nearest(dim, [d for d in scope.dims if d not in scope.read]) if dim else None
+        mend = f"rename the dim {near} to {dim}" if near else None
+        scope.problems.add("missing-dim" if dim else "missing-key", message, where, suggestion=mend)
     elif error["type"] == "literal_error":
         found = error["input"]
         if isinstance(found, GivenWord):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import Problems
+from compiler.errors import Problems, nearest
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph, Value
 from compiler.graph.types import TensorType
@@ -18,6 +19,7 @@ from compiler.language import load as loading
 from compiler.language.chains import chains_of, inputs_of, scope_of, start_of
 from compiler.language.elaborate import Enough
 from compiler.language.env import Env, Policy, Weights
+from compiler.language.fields import Dim
 from compiler.language.frame import Frame
 from compiler.language.load import Document
 from compiler.language.scope import Fault, Scope
@@ -117,7 +119,7 @@ def build(document: Document) -> Model:
     whole = b.finish([*((n, v) for n, v in outputs if v is not None), *((LOSS + n, v) for n, v in b.losses.items())])
     graph = prune(dataclasses.replace(whole, outputs=whole.outputs[: len(outputs)])) if b.losses else whole
     leaves = {label: (weights.ops[label], v.type) for label, v in weights.leaves.items()}
-    warnings = (*([b.unrolled] if b.unrolled else []), *unused)
+    warnings = (*([b.unrolled] if b.unrolled else []), *unused, *_unused_dims(raw, scope))
     return Model(
         document,
         graph,
@@ -129,6 +131,19 @@ def build(document: Document) -> Model:
         warnings,
         whole if b.losses else None,
     )
+
+
+def _unused_dims(raw: YMap, scope: Scope) -> list[str]:
+    """A warning for each dim that nothing reads, the mapping of its weights included; names that block kinds know
+    are no slips of the pen."""
+    words = set(re.findall(r"\w+", str(raw.get("weights"))))
+    found = []
+    table = raw.get("dims")
+    for name in table if isinstance(table, YMap) else ():
+        if name not in scope.read | Dim.known | words:
+            near = nearest(name, sorted(scope.read | Dim.known))
+            found.append(f"nothing uses the dim {name}" + (f": did you mean {near}?" if near else ""))
+    return found
 
 
 def _outputs(spec: Spec, raw: YMap, values: dict[str, Value | None], frame: Frame) -> list[tuple[str, Value | None]]:

@@ -93,6 +93,7 @@ class Scope:
     problems: Problems = field(default_factory=Problems)
     failed: frozenset[str] = frozenset()  # dims that failed
     axes: Mapping[str, int] | None = field(default_factory=dict)  # sizes of the block's input; None: not known
+    read: set[str] = field(default_factory=set, compare=False)  # dims that something used, of all scopes together
 
     def with_args(self, args: Mapping[str, Any]) -> Scope:
         return replace(self, args=dict(args))
@@ -132,7 +133,12 @@ class Scope:
             return self.layer
         if name in self.failed:
             raise Told
-        return self.dims[name] if name in self.dims else self.input_axis(name)
+        return self.dim(name) if name in self.dims else self.input_axis(name)
+
+    def dim(self, name: str) -> int:
+        """A dim's size, noted as used. Raises KeyError."""
+        self.read.add(name)
+        return self.dims[name]
 
     def input_axis(self, name: str) -> int:
         """The size of an axis of the block's input. Raises KeyError; Told where that input is not known."""
@@ -212,7 +218,7 @@ class Scope:
             if name in self.failed:
                 raise Told
             if name in self.dims:
-                return AxisArg(name, self.dims[name])
+                return AxisArg(name, self.dim(name))
             if self.axes is None and name in LEGEND:
                 raise Told
             if name in (self.axes or ()):

@@ -23,6 +23,7 @@ FEW = 16  # queries of a call up to which each meets all gaps at once, whatever 
 class Bias:
     """``gap``: by how many positions a key lies before its query."""
 
+    short: ClassVar[str] = ""  # in a word or two, as in pictures
     operands: ClassVar[tuple[str, ...]] = ()
     learned: ClassVar[tuple[str, ...]] = ()  # of the operands those that get a cotangent
 
@@ -58,6 +59,7 @@ def _axes(what: str, found: TensorType, wanted: Mapping[str, Size | None]) -> No
 class Slopes(Bias):
     """ALiBi: minus slope times the distance (arXiv:2108.12409, section 3). Operand: slopes [heads], not learned."""
 
+    short: ClassVar[str] = "alibi"
     operands: ClassVar[tuple[str, ...]] = ("slopes",)
 
     def check(self, op: Any, q: TensorType, k: TensorType, given: Mapping[str, TensorType]) -> None:
@@ -74,6 +76,7 @@ class Buckets(Bias):
     keys after the query have half of the buckets to themselves; else they count as gap 0. Operand: the table [buckets
     heads]."""
 
+    short: ClassVar[str] = "bias by distance"
     operands: ClassVar[tuple[str, ...]] = ("table",)
     learned: ClassVar[tuple[str, ...]] = ("table",)
     count: int = 32
@@ -117,6 +120,7 @@ class Relative(Bias):
     """Transformer-XL: scale times a second query by a key of the gap (arXiv:1901.02860, section 3.3, terms b and d).
     Operands: these queries, as the others; and a key for each gap from 0 on [distance heads head_dim]."""
 
+    short: ClassVar[str] = "keys of distances"
     operands: ClassVar[tuple[str, ...]] = ("position_queries", "position_keys")
     learned: ClassVar[tuple[str, ...]] = ("position_queries", "position_keys")
 
@@ -142,6 +146,7 @@ class Dense(Bias):
     of these axes, and batch; along the keys it may have an axis of another name, ``keys``, where queries and keys
     share theirs."""
 
+    short: ClassVar[str] = "added bias"
     operands: ClassVar[tuple[str, ...]] = ("added",)
     learned: ClassVar[tuple[str, ...]] = ("added",)
     keys: str = "keys"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from compiler.graph.builder import Builder
 
 Grads = tuple[Value | None, ...]
+BOOKS = ("pairs", "groups")  # axes of what dispatch keeps to find its rows again
 TINY = 1e-20  # where every sigmoid is 0
 
 
@@ -121,7 +122,7 @@ class Dispatch(Rows):
         x, chosen = ins
         dense = self.implementation == "dense"
         rows, groups = (Size.of(0), Size.of(0)) if dense else (chosen.elements, self.experts)
-        books = TensorType.make([("pairs", rows)], "int32"), TensorType.make([("groups", groups)], "int32")
+        books = [TensorType.make([(axis, n)], "int32") for axis, n in zip(BOOKS, (rows, groups), strict=True)]
         if dense:
             return x, *books
         extra = [p for p in x.pairs if p[0] not in chosen.axes]

@@ -36,6 +36,11 @@ class Scaling:
         options = ", ".join(f"{n}: {v:g}" for n, v in given.items() if v is not None)
         return f"{type(self).__name__.lower()} {{{options}}}" if given else "none"
 
+    @property
+    def short(self) -> str:
+        """Its name and by how much: ``yarn × 4``."""
+        return f"{type(self).__name__.lower()} × {getattr(self, 'factor', 1):g}"
+
 
 NONE = Scaling()
 

@@ -11,6 +11,7 @@ from compiler.graph.ir import Graph
 from compiler.graph.types import TensorType
 from compiler.ops.leaves import Argument, Constant, Parameter, State
 from compiler.parallel.plan import Plan
+from compiler.passes.call import missing_size
 
 GRADIENT = "gradient:"  # what the names of a training graph's outputs begin with
 
@@ -46,12 +47,12 @@ def tensors(graph: Graph, sizes: Mapping[str, int], training: bool, problems: Pr
     """Every leaf and every computed value, regions included. Values that only hand on another (arguments of regions)
     are left out. A size that ``sizes`` lacks becomes a problem."""
     found: list[Tensor] = []
-    missing: dict[str, str] = {}
+    missing: set[str] = set()
 
     def add(kinds: Iterable[str], label: str, t: TensorType) -> None:
         lacks = {s for size in t.sizes for s in size.symbols if s not in sizes}
         if lacks:
-            missing.update(dict.fromkeys(lacks, label))
+            missing.update(lacks)
             return
         numbers = {a: int(size.evaluate(sizes)) for a, size in t.pairs}
         symbols = {a: size.symbols for a, size in t.pairs if size.symbols}
@@ -70,6 +71,6 @@ def tensors(graph: Graph, sizes: Mapping[str, int], training: bool, problems: Pr
                 add(("state",), op.label, value.type)
             else:
                 add(("activations",), node.path or op.text(), value.type)
-    for name, label in sorted(missing.items()):
-        problems.add("missing-size", f"{label}: no size is given for {name}", allowed=sorted(sizes))
+    if missing:
+        problems.put(missing_size(sorted(missing)))
     return found

@@ -24,6 +24,7 @@ from compiler.passes import optimise as optimisation
 from compiler.passes import phase as phases
 from compiler.passes import select as selection
 from compiler.passes.accumulate import accumulate
+from compiler.passes.call import missing_size
 from compiler.passes.merge import merge
 from compiler.passes.one_f_one_b import one_f_one_b
 from compiler.passes.pack import pack
@@ -249,8 +250,7 @@ def check_sizes(graph: Graph, sizes: Mapping[str, int]) -> None:
     needed = {symbol for n in leaves for size in n.result.type.sizes for symbol in size.symbols}
     missing = sorted(needed - set(sizes))
     if missing:
-        message = f"the model has an axis of variable size: give {', '.join(missing)} (--size {missing[0]}=16)"
-        raise SpecError(Problem("missing-size", message, None, tuple(sorted(needed))))
+        raise SpecError(missing_size(missing))
     for node, _ in graph.walk():
         if isinstance(node.op, (Latest, LatestHeld)):
             _enough(node, node.op, sizes)

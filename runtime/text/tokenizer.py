@@ -55,6 +55,15 @@ class Tokenizer:
         """The id of a token by its name, as in "<|im_start|>"."""
         return self._inner.token_to_id(name)
 
+    def save(self, folder: Path) -> None:
+        """Writes the files that ``tokenizer`` reads from a folder."""
+        names = {k: self._inner.id_to_token(i) for k, i in (("bos", self.bos), ("eos", self.eos)) if i is not None}
+        config = {**{f"{k}_token": text for k, text in names.items()}, "chat_template": self.template}
+        (folder / "tokenizer.json").write_text(self._inner.to_str(), "utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+        generation = {"bos_token_id": self.bos, "eos_token_id": sorted(self.stops)}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", "utf-8")
+
     def chat_text(self, messages: Sequence[Message], reply: bool = True) -> str:
         """A conversation as the model's template writes it; ``reply``: up to where the assistant begins."""
         if self.template is None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from compiler.errors import Problem, WeightsError, nearest
 from compiler.language.model import Model
+from runtime import memory
 from runtime.weights.layout import PER
 from runtime.weights.load import NAMES, Weights
 from runtime.weights.mapping import layers_of, own_axes
@@ -76,6 +77,8 @@ def rule(init: str, axes: list[tuple[str, int]], inputs: int | None) -> Draw:
 def random(model: Model, seed: int, dtype: str | None = None) -> Weights:
     """Random weights of a model; the same seed gives the same bits."""
     arrays: dict[str, np.ndarray] = {}
+    types = {k: t.with_dtype(dtype or t.dtype) for k, (_, t) in model.parameters.items()}
+    memory.require_bytes(model.name, {"parameters": memory.held(types)}, memory.free_bytes())
     for label, draw in _draws(model).items():
         _, t = model.parameters[label]
         array = np.zeros(tuple(int(s.constant) for s in t.sizes), NAMES[dtype or t.dtype])

@@ -6,6 +6,7 @@ own part."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 
 from compiler.errors import Problem, WeightsError, nearest
 from compiler.language.model import Model
+from runtime import memory
 from runtime.weights import mapping, packing, safetensors_io
 from runtime.weights.mapping import Mapping_, Tensor
 from runtime.weights.source import Source, open_source
@@ -60,6 +62,8 @@ def load(
         tensors, rows = fit(table, source)
         types = {label: np.dtype(NAMES[dtype or t.dtype]) for label, (_, t) in model.parameters.items()}
         shapes = {label: tuple(int(s.constant) for s in t.sizes) for label, (_, t) in model.parameters.items()}
+        whole = sum(math.prod(shapes[k]) * types[k].itemsize for k in shapes)
+        memory.require_bytes(model.name, {"parameters": whole}, memory.free_bytes())
         arrays = {label: np.zeros(shapes[label], types[label]) for label in model.parameters}  # pages come when written
         done, total = 0, sum(a.nbytes for a in arrays.values())
         for tensor in tensors:
@@ -83,7 +87,7 @@ def choose(model: Model, source: Source) -> Mapping_:
     """The format with the largest share of its names in the file."""
     best: tuple[float, Mapping_] | None = None
     fault: WeightsError | None = None
-    for format in model.spec.weights:
+    for format in (*model.spec.weights, mapping.OWN):
         try:
             table = mapping.compile(model, format)
         except WeightsError as e:
@@ -97,7 +101,9 @@ def choose(model: Model, source: Source) -> Mapping_:
     if fault is not None:
         raise fault
     if not model.spec.weights:
-        mapping.compile(model, "huggingface")  # raises: the spec maps nothing
+        message = f"the spec of {model.name} maps no published weights, and {source.path} is not under its own labels"
+        mend = "blockgraph train --save DIR writes such files"
+        raise WeightsError(Problem("unknown-format", message, None, tuple(model.parameters)[:4], mend))
     held = ", ".join(list(source.tensors)[:3]) or "no tensor"
     message = f"{source.path} has none of the names that {model.name} maps; it holds {held}, …"
     raise WeightsError(Problem("unknown-format", message, None, tuple(model.spec.weights)))
@@ -166,9 +172,11 @@ def export(
     format: str = "huggingface",
     shard_bytes: float = 5e9,
     progress: Progress | None = None,
+    whole: Callable[[Any], np.ndarray] = np.asarray,
 ) -> list[Path]:
     """Writes safetensors under a format's names: one file if ``out`` ends so, else a directory with model.safetensors
-    or shards and their index. Gives the files. Rows that padding added are left out again."""
+    or shards and their index. Gives the files. Rows that padding added are left out again. ``whole``: makes an array
+    of this process from one of ``weights``, when its turn comes."""
     arrays: Mapping[str, np.ndarray] = weights.arrays if isinstance(weights, Weights) else weights
     rows = weights.rows if isinstance(weights, Weights) else {}
     table = mapping.compile(model, format)
@@ -183,7 +191,7 @@ def export(
         done += sizes[name]
         if progress:
             progress(done, total)
-        return assemble(tensors[name], arrays)
+        return assemble(tensors[name], arrays, whole)
 
     out = Path(out)
     single = out.suffix == ".safetensors"
@@ -219,18 +227,18 @@ def export(
     return [final for _, final in written]
 
 
-def assemble(tensor: Tensor, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def assemble(tensor: Tensor, arrays: Mapping[str, Any], whole: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
     """A checkpoint's tensor from our arrays: the reverse of loading, by the same recipes."""
-    whole = np.empty(tensor.shape or (1,), arrays[tensor.pieces[0].label].dtype)
+    made = np.empty(tensor.shape or (1,), arrays[tensor.pieces[0].label].dtype)
     line = tensor.line
     for piece in tensor.pieces:
-        view = piece.recipe.view(piece.of(arrays[piece.label]))
+        view = piece.recipe.view(piece.of(whole(arrays[piece.label])))
         for theirs, ours in piece.recipe.steps(CHUNK):
             values = view[ours]
             if line.scale != 1 or line.add != 0:
                 values = (values.astype(np.float32) - np.float32(line.add)) / np.float32(line.scale)
-            _copy(piece.recipe.own(whole[theirs], ours.stop - ours.start), values, tensor.name)
-    return whole.reshape(tensor.shape)
+            _copy(piece.recipe.own(made[theirs], ours.stop - ours.start), values, tensor.name)
+    return made.reshape(tensor.shape)
 
 
 def _cut_rows(table: Mapping_, tensor: Tensor, rows: Mapping[str, int]) -> Tensor:

@@ -20,6 +20,7 @@ from runtime.weights import lines as lines_
 from runtime.weights.layout import Layout, LayoutFault, Part, Recipe, places, resolve, standard
 from runtime.weights.lines import HOLES, Line, Section
 
+OWN = "blockgraph"  # the format of our own labels
 Layer = tuple[int, ...]  # the numbers of the layers around a parameter: none, one, or one for each nested repeat
 Index = tuple[int | slice, ...]
 
@@ -88,6 +89,19 @@ class Mapping_:
         return replace(tensor, shape=recipes[0].shape, pieces=tuple(pieces)), rows
 
 
+def own(model: Model) -> Mapping_:
+    """The table of files under our own labels, whole and in our order: what a spec without published weights has."""
+    tensors = {}
+    for label, (op, t) in model.parameters.items():
+        layout = Layout(tuple((a,) for a in t.axes))
+        part = Part(op.path, tuple((a, int(s.constant)) for a, s in t.pairs))
+        recipe = resolve(layout, [part], model.dims)[0]
+        line = Line(label, (op.path,), label, layout)
+        tensors[label] = Tensor(label, recipe.shape, line, (Piece(label, (), part, recipe),))
+    padded = dict.fromkeys(a for spec in model.spec.weights.values() for a in spec.padded)
+    return Mapping_(OWN, tensors, (), tuple(padded), model.dims, "in out")
+
+
 def check(model: Model) -> list[Problem]:
     """What is wrong with the spec's `weights:` section, all formats together."""
     problems = Problems()
@@ -98,11 +112,13 @@ def check(model: Model) -> list[Problem]:
 
 def compile(model: Model, format: str) -> Mapping_:
     """The table of one format. Raises WeightsError with every fault of its lines."""
+    if format == OWN:
+        return own(model)
     if format not in model.spec.weights:
-        known = tuple(model.spec.weights)
+        known = (*model.spec.weights, OWN)
         what = (
             f"the spec of {model.name} has no weights.{format}"
-            if known
+            if model.spec.weights
             else f"the spec of {model.name} maps no weights"
         )
         raise WeightsError(Problem("unknown-format", what, None, known, nearest(format, known)))

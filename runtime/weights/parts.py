@@ -28,6 +28,15 @@ def replicated(value: Any, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
+def whole(array: Any) -> np.ndarray:
+    """An array that lies on the devices of all processes, in this one; all of them call it."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated:
+        from jax.experimental.multihost_utils import process_allgather
+
+        return np.asarray(process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
 def empty(found: Iterable[Box], dtype: Any) -> dict[Box, np.ndarray]:
     """Zeros for each box; pages come when they are written."""
     return {box: np.zeros(tuple(stop - start for start, stop in box), dtype) for box in found}

@@ -13,6 +13,7 @@ import numpy as np
 
 from compiler.errors import Problem, WeightsError
 
+FORMS = ("model.safetensors", "model.safetensors.index.json", "a file *.safetensors", "a file *.gguf")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -86,15 +87,19 @@ def refuse(code: str, message: str, *, allowed: tuple[str, ...] = (), suggestion
     raise WeightsError(Problem(code, message, None, allowed, suggestion))
 
 
+def check_there(path: Path) -> None:
+    """Raises where a checkpoint's path leads to nothing."""
+    if not path.exists():
+        refuse("file-missing", f"there are no weights at {path}", allowed=FORMS)
+
+
 def open_source(path: str | Path) -> Source:
     """The checkpoint at a path: a .safetensors file, a directory that holds one or its shards, or a .gguf file."""
     from runtime.weights.gguf_io import GGUFSource
     from runtime.weights.safetensors_io import SafetensorsSource
 
-    path = Path(path)
-    forms = ("model.safetensors", "model.safetensors.index.json", "a file *.safetensors", "a file *.gguf")
-    if not path.exists():
-        refuse("file-missing", f"there is no {path}", allowed=forms)
+    path, forms = Path(path), FORMS
+    check_there(path)
     if path.is_dir():
         if (path / "model.safetensors").exists() or (path / "model.safetensors.index.json").exists():
             return SafetensorsSource(path)

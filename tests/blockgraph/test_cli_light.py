@@ -96,7 +96,7 @@ def test_validate_tells_all_specs(tiny: Path, tmp_path: Path) -> None:
     broken.write_text(TINY.replace("- embed\n", "- embd\n").replace("dims:", "dimz:"))
     result = run("validate", tiny, broken, "gema2-9b")
     assert result.exit_code == 2
-    assert result.stdout.startswith("tiny: valid, 46,032 parameters, runs forward, prefill, decode\n")
+    assert result.stdout.startswith("tiny: valid, 46,032 parameters, runs forward, prefill, decode, verify, commit\n")
     assert f"{broken}:3:1: no key dimz at the top of a spec [unknown-key]" in result.stderr
     assert "gemma2-9b" in result.stderr
     found = run_json("validate", tiny, broken, code=2)
@@ -144,7 +144,7 @@ def test_simulate_in_brief_and_in_chunks() -> None:
     assert text.startswith(brief.rstrip()) and "assumptions" in text and "assumptions" not in brief
     assert len(run_json(*call, "--brief")["assumptions"]) > 5
     wrong = run("simulate", "gemma2-2b", "--machine", "v5e", "--chunk", "512")
-    assert wrong.exit_code == 2 and "a prefill is cut into calls" in wrong.stderr
+    assert wrong.exit_code == 2 and "one prefill or verify call" in wrong.stderr
 
 
 def test_schema_is_json_schema(tmp_path: Path) -> None:
@@ -185,6 +185,7 @@ LIGHT = [
     ("graph", "smollm2-135m", "--json"),
     ("simulate", "gemma2-9b", "--machine", "v5e"),
     ("diff", "gemma-2b", "gemma2-2b"),
+    ("import", "tests/fixtures/hf/llama"),
     ("schema",),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -59,6 +60,9 @@ def test_a_kubernetes_manifest(tmp_path: Path) -> None:
     [
         (("gemma2-2b", "--slurm", "--", "compile"), "bad-option"),
         (("gemma2-3b", "--slurm", "--", "train"), "unknown-spec"),
+        (("gemma2-2b", "--slurm", "--", "train", "--stepz", "3"), "unknown-option"),
+        (("gemma2-2b", "--slurm", "--", "train", "--steps", "x"), "bad-option"),
+        (("gemma2-2b", "--slurm", "--", "generate", "--prompt", "x"), "missing-option"),
         (("gemma2-2b", "--slurm", "--kubernetes", "--", "train"), "missing-option"),
         (("gemma2-2b", "--", "train"), "missing-option"),
         (("gemma2-2b", "--kubernetes", "--node-selector", "pool", "--", "train"), "bad-option"),
@@ -77,3 +81,6 @@ def test_what_cannot_be_launched(arguments: tuple[str, ...], code: str, tmp_path
 def test_the_script_goes_to_stdout() -> None:
     told = run("launch", "gemma2-2b", "--slurm", "--hosts", 1, "--chips-per-host", 1, "-o", "-", "--", "train")
     assert told.exit_code == 0 and told.stdout.startswith("#!/bin/bash\n")
+    options = ("--hosts", 1, "--chips-per-host", 1, "-o", "-", "--json")
+    found = json.loads(run("launch", "gemma2-2b", "--slurm", *options, "--", "train").stdout)
+    assert found["script"] == told.stdout and found["file"] is None

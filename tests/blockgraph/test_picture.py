@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from blockgraph import picture
@@ -114,6 +117,16 @@ def test_branches_meet_in_joins() -> None:
     assert [n["name"] for n in made["nodes"] if n["kind"] == "function"] == ["silu"]
 
 
+def test_a_long_chain_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "MOST_DRAWN", 500)
+    nodes = "".join(f"  - {{linear: {{to: {64 + i}}}, name: l{i}}}\n" for i in range(600))
+    model = loads(f"{DIMS}graph:\n  - embed\n{nodes}")
+    started = time.process_time()
+    with pytest.raises(BlockgraphError, match="would have 603 boxes, and at most 500"):
+        picture.draw(model, tmp_path / "x.svg")
+    assert time.process_time() - started < 2  # looking for what repeats took 4 s, and grew with the cube
+
+
 def test_depth_closes_blocks_without_losing_parameters() -> None:
     model = load("gemma2-9b")
     made = picture.layout(model, depth=1)
@@ -213,3 +226,43 @@ def test_same_spec_same_text_in_any_process_and_no_jax(name: str) -> None:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
         outputs.add(done.stdout)
     assert len(outputs) == 1
+
+
+def drawn(text: str) -> Any:
+    """A Graphviz text, laid out."""
+    command = [picture._binary(), "-Tjson"]
+    return json.loads(subprocess.run(command, input=text.encode(), capture_output=True, check=True).stdout)
+
+
+def test_every_text_of_an_svg_says_how_wide_it_may_be(tmp_path: Path) -> None:
+    text = picture.draw(load("gemma2-2b"), tmp_path / "x.svg").read_text()
+    words = re.findall(r"<text ([^>]*)>([^<]*[^<\s][^<]*)</text>", text)
+    assert len(words) > 40 and all('textLength="' in told and "Arial" in told for told, _ in words)
+
+
+@pytest.mark.parametrize("name", ["recurrentgemma-2b", "deepseek-v3", "t5@small"])
+def test_no_edge_passes_through_a_box_that_it_does_not_join(name: str) -> None:
+    made = drawn(picture.source(load(name)))
+    boxes = {}
+    for item in made["objects"]:
+        if "pos" in item and float(item["width"]) > 0.1:
+            x, y = map(float, item["pos"].split(","))
+            wide, high = 36 * float(item["width"]) - 1, 36 * float(item["height"]) - 1
+            boxes[item["_gvid"]] = (x - wide, y - high, x + wide, y + high)
+    for edge in made["edges"]:
+        for curve in (op["points"] for op in edge["_draw_"] if op["op"] == "b"):
+            for i in range(0, len(curve) - 3, 3):
+                for t in np.linspace(0, 1, 21):
+                    powers = np.array([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3])
+                    x, y = powers @ np.array(curve[i : i + 4])
+                    through = [n for n, (a, b, c, d) in boxes.items() if a < x < c and b < y < d]
+                    assert not set(through) - {edge["tail"], edge["head"]}, (edge["tail"], edge["head"])
+
+
+def test_boxes_say_what_matters_and_no_bookkeeping() -> None:
+    moe = next(n for n in picture.layout(load("deepseek-v3"))["nodes"] if n.get("family") == "experts")
+    assert "256 experts" in moe["inside"] and not any("groups" in t or "pairs" in t for t in moe["inside"])
+    assert "of the best 4 of 8 groups" in moe["options"]
+    model = loads(f"{DIMS}graph: [embed, {{attention: {{position: alibi, chunk: 8}}}}, unembed]\n")
+    (attention,) = [n for n in picture.layout(model)["nodes"] if n.get("family") == "attention"]
+    assert {"alibi", "chunk 8"} <= set(attention["options"])

@@ -97,6 +97,20 @@ def test_the_copies_of_an_asynchronous_fusion_are_one() -> None:
     assert (result.instructions, result.asynchronous) == (3, 2)
 
 
+def test_a_step_in_a_loop_after_the_start_is_no_gather_of_its_own() -> None:
+    mark = 'frontend_attributes={chain_id="3"}'
+    gather = f"ROOT %g = bf16[256,32] all-gather(%x), channel_id=1, {ROWS}, dimensions={{0}}, {mark}"
+    inside = computation("start", X, gather) + computation("step", X, gather)
+    body = ["%p = (s32[], f32[8], s32[]) parameter(0)", "%x = bf16[64,32] constant(0)",
+            "%f = bf16[256,32] fusion(%x), kind=kCustom, calls=%step",
+            "ROOT %t = (s32[], f32[8], s32[]) parameter(1)"]  # fmt: skip
+    begin = ["%start = (s32[], f32[8], s32[]) parameter(0)", "%x = bf16[64,32] constant(0)",
+             "%s = bf16[256,32] fusion(%x), kind=kCustom, calls=%start"]  # fmt: skip
+    config = ', backend_config={"known_trip_count":{"n":"136"}}'
+    text = loop(["ROOT %c = pred[] constant(0)"], body, begin, config, inside=inside)
+    assert [(c.kind, c.count) for c in collectives(text).collectives] == [("all-gather", 1)]
+
+
 def test_a_sum_with_a_slice() -> None:
     """TPU's fusion of that name is a scatter; a sum and a slice after it move what a sum moves."""
     lines = [X, f"%r = bf16[64,32] all-reduce(%x), {ROWS}, to_apply=%add"]

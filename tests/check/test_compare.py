@@ -131,6 +131,16 @@ def test_changed() -> None:
     assert nowhere.matches[0].note.startswith("over no mesh axes in place of data, s8 in place of bf16")
 
 
+def test_narrowed_without_a_name_is_changed() -> None:
+    """A sum in float32 that the program does in bfloat16, after its loop or in it."""
+    wide = dataclasses.replace(SUM, dtype="float32", bytes=256)
+    found = compare([wide], [made(wide, dtype="bf16", bytes=128, path="")])
+    assert verdicts(found) == [("changed", 6, ())]
+    hoisted = compare([wide], [made(wide, dtype="bf16", bytes=6 * 128, path="", count=1, trips=())])
+    assert verdicts(hoisted) == [("changed", 6, ())]
+    assert hoisted.matches[0].note == "6 runs became 1, bf16 in place of f32"
+
+
 def test_missing_extra_and_what_moves_nothing() -> None:
     alone = dataclasses.replace(SUM, group=1)
     assert compare([alone], [made(SUM, group=1)]).matches == ()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from compiler.errors import BlockgraphError
 from compiler.language.model import loads
 from costmodel.errors import PlanError
 from costmodel.plan import Plan
@@ -97,14 +98,14 @@ BAD = [
     ({"weights_dtype": "int7"}, "unknown-dtype", "weights_dtype"),
     ({"cache_dtype": "fp8"}, "unknown-dtype", "cache_dtype"),
     ({"sizes": {"frames": 3}}, "unknown-size", "frames"),
-    ({"chunk": 512}, "bad-option", "decode is not"),
+    ({"chunk": 512}, "conflicting-options", "this is decode"),
     ({"phase": "prefill", "chunk": 0}, "bad-size", "chunk = 0"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), BAD)
 def test_refusals(arguments: dict[str, Any], code: str, message: str) -> None:
-    with pytest.raises(PlanError) as caught:
+    with pytest.raises(BlockgraphError) as caught:
         simulate("gemma2-2b", "v5e", **arguments)
     assert caught.value.problems[0].code == code
     assert message in caught.value.problems[0].message

@@ -7,6 +7,7 @@ The first words after ``` say what an example is:
     yaml part NAME       goes on the spec of that name
     yaml refused CODE    a piece that is refused with this code
     yaml machine         a machine file
+    yaml import TYPE     the file of that model type, as it is
     python NAME          code that a test of that name runs
 """
 

@@ -69,7 +69,7 @@ def test_a_block_that_nothing_uses_may_speak_of_its_input() -> None:
     """Of what it is not known; what is wrong in it all the same is told."""
     text = f"{HEAD}inputs: {{x: {{kind: image, size: [4, 6]}}}}\n"
     text += "blocks: {b: {body: [{linear: {to: 2 * channel}}]}}\n"
-    assert loads(text + "graph: [relu]\n").warnings == ("nothing uses the block b",)
+    assert loads(text + "graph: [relu]\n").warnings[0] == "nothing uses the block b"
     with pytest.raises(SpecError, match="unknown name chanel"):
         loads(text.replace("* channel", "* chanel") + "graph: [relu]\n")
 

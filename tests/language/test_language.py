@@ -401,3 +401,13 @@ def test_a_shared_block_has_one_set_of_weights_in_and_out_of_a_repeat() -> None:
     states = phase_graph(made, "decode").states()
     assert sum(s.kind == "cache" for s, _ in states.values()) == 6  # weights are shared, caches are not
     assert not set(states) & set(made.parameters)
+
+
+def test_a_dim_that_nothing_uses_is_a_warning_with_the_nearest_name() -> None:
+    spec = SHARING.replace("dims: {", "dims: {mpl: 8, mine: 3, ", 1)
+    warnings = model.loads(spec).warnings
+    assert warnings == ("nothing uses the dim mpl: did you mean mlp?", "nothing uses the dim mine")
+    assert model.loads(SHARING).warnings == ()
+    with pytest.raises(SpecError) as caught:
+        model.loads(SHARING.replace("head_dim: ", "headdim: ", 1))
+    assert "rename the dim headdim to head_dim" in str(caught.value)

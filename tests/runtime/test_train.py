@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from blockgraph import training
+from blockgraph import api, training
 from compiler.errors import BlockgraphError
 from compiler.language.model import loads
 from runtime.batches import synthetic, windows
+from runtime.text.tokenizer import tokenizer
 from runtime.train import Diverged
 from runtime.weights.initial import random
 from runtime.weights.load import export
@@ -76,11 +77,25 @@ def test_accumulating_changes_no_loss_and_a_warm_up_begins_low(tmp_path: Path) -
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     from compiler.parallel.request import Training
 
-    with pytest.raises(Diverged, match="the loss of step"):
+    with pytest.raises(Diverged, match=r"the loss of step|the gradient's norm of step"):
         losses(tmp_path, lr=1e38, training=Training(optimiser="sgd", clip=None))
+    with pytest.raises(BlockgraphError, match="lr = inf: takes a finite number"):
+        losses(tmp_path, lr=float("inf"))
 
 
-def test_the_command_prints_a_line_for_each_step(tmp_path: Path) -> None:
+def test_a_gradient_that_is_no_number_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime.train import Step, Trainer
+
+    _, text = write(tmp_path)
+    made = training.prepare(loads(SPEC), steps=3, text=text, batch=2, length=8)
+    monkeypatch.setattr(Trainer, "step", lambda *_: Step(1, 5.0, float("nan"), 1e-3, 1.0, 1.0))
+    steps = made.steps()
+    assert next(steps).loss == 5.0
+    with pytest.raises(Diverged, match="the gradient's norm of step 1 is nan"):
+        next(steps)
+
+
+def test_the_command_prints_a_line_for_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, text = write(tmp_path)
     told = run("train", spec, "--text", text, "--steps", "3", *OPTIONS, "--json")
     assert told.exit_code == 0, told.output
@@ -89,8 +104,31 @@ def test_the_command_prints_a_line_for_each_step(tmp_path: Path) -> None:
     assert set(steps[0]) == {"step", "loss", "gradient_norm", "learning_rate", "seconds", "tokens_per_s", "terms"}
     assert [s["loss"] for s in steps] == losses(tmp_path)
     assert whole["model"] == "tiny-llama" and whole["last_loss"] == steps[-1]["loss"]
-    told = run("train", spec, "--synthetic", "--steps", "2", *OPTIONS)
-    assert told.exit_code == 0 and "step      2  loss" in told.stdout and "\x1b" not in told.output
+    monkeypatch.setattr("blockgraph.cli.train.LONGEST", 0.0)  # 40 steps have a line for every second, unless it is late
+    told = run("train", spec, "--synthetic", "--steps", "40", *OPTIONS)
+    assert told.exit_code == 0 and "step     39  loss" in told.stdout and "\x1b" not in told.output
+    assert told.stdout.startswith("compiled in ") and "tiny-llama on 1 device (cpu)" in told.stdout
+
+
+def test_trained_weights_are_saved_and_generated_from(tmp_path: Path) -> None:
+    from runtime.weights.load import load
+    from runtime.weights.shards import load_onto
+
+    _, text = write(tmp_path)
+    model = loads(SPEC.partition("\nweights:")[0])  # a spec without published weights
+    made = training.prepare(model, steps=3, text=text, batch=8, length=32, lr=1e-2)
+    list(made.steps())
+    made.save(tmp_path / "w")
+    again, onto = load(model, tmp_path / "w").arrays, load_onto(model, tmp_path / "w", {}).arrays
+    for label, array in made.trainer.params.items():
+        np.testing.assert_array_equal(again[label], array, label)
+        np.testing.assert_array_equal(onto[label], array, label)
+    pieces = list(api.generate(model, tmp_path / "w", ["caf\u00e9 \n"], max_tokens=4))
+    assert [p.row for p in pieces] == [0] * 4 and pieces[-1].done
+    ids = tokenizer(tmp_path / "w").encode("caf\u00e9 \n\0")
+    assert ids == list("caf\u00e9 \n\0".encode()) and tokenizer(tmp_path / "w").decode(ids) == "caf\u00e9 \n\0"
+    told = run("train", "smollm2-135m", "--text", text, "--save", tmp_path / "w")
+    assert told.exit_code == 2 and "already-exists" in told.stderr
 
 
 def test_what_is_missing_or_wrong_is_told(tmp_path: Path) -> None:
