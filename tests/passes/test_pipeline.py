@@ -112,7 +112,7 @@ def test_a_pass_that_breaks_the_graph_is_caught() -> None:
 
 
 def test_missing_sizes_are_named() -> None:
-    with pytest.raises(SpecError, match="give capacity, seq"):
+    with pytest.raises(SpecError, match="a size for capacity, seq"):
         program(spec("attention"), "prefill", {"batch": 1})
 
 
