@@ -47,11 +47,15 @@ def _all_gather(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
 
 @lowers(collective.ReduceScatter)
 def _reduce_scatter(ctx: Context, node: Node, x: Array) -> tuple[Array, ...]:
-    """Along the first dimension: XLA for TPU would make a sum of the whole, twice the bytes, of a scatter along the one
-    that lies in lanes, and then join such sums into one that it cannot turn back (libtpu 0.0.42)."""
+    """Along the first dimension, without dimensions of one: XLA for TPU would make a sum of the whole, twice the bytes,
+    of a scatter along the one that lies in lanes or behind one of a single entry (a batch of one row), and then join
+    such sums into one that it cannot turn back (libtpu 0.0.42)."""
     op: Any = node.op
     at = node.result.axes.index(op.axis)
-    x = jax.lax.psum_scatter(jnp.moveaxis(x, at, 0), op.mesh_axes, scatter_dimension=0, tiled=True)
+    front = jnp.moveaxis(x, at, 0)
+    rows, *rest = front.shape
+    front = front.reshape(rows, *(n for n in rest if n != 1))
+    x = jax.lax.psum_scatter(front, op.mesh_axes, scatter_dimension=0, tiled=True).reshape(-1, *rest)
     return (jnp.moveaxis(_settled(x), 0, at),)
 
 
