@@ -124,6 +124,7 @@ def test_latents_are_held_and_made_anew(name: str) -> None:
     check(got, [4, 4, 4])
 
 
+@pytest.mark.slow
 def test_generation_goes_on_past_a_full_cache() -> None:
     """Greedy, from prompts of unequal lengths, with less room than the latents that are made anew."""
     model = small("perceiver-ar-music")
