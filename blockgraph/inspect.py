@@ -16,6 +16,7 @@ from compiler.graph.ir import Graph
 from compiler.graph.sizes import Size
 from compiler.graph.types import TensorType
 from compiler.language.model import Model
+from compiler.ops.latest import latest_of
 from compiler.ops.leaves import Input, Layers, Parameter
 from compiler.ops.packed import SCALE
 from compiler.passes.call import missing_size, unknown_size, whole_prompt
@@ -160,6 +161,8 @@ def runs(found: Mapping[str, bool]) -> str:
 def phases(model: Model) -> dict[str, bool]:
     """Which phases the model can run. A model that only runs forward has its reason in ``state``."""
     streams = _streams(model) is None
+    if latest_of(model.graph) is not None:  # which are made anew when they are full, and not as a call ends
+        return {phase: streams and phase not in ("encode", "verify", "commit") for phase in PHASES}
     return {phase: streams if phase in STREAMING else phase == "forward" or _encodes(model) for phase in PHASES}
 
 

@@ -132,10 +132,13 @@ def prepare(
     request = Request("train", batch, length, None, dict(sizes or {}), None, training or Training(), asked)
     vocab = rows_of(model)
     if text is not None:
+        _only_tokens(model)
         ids = batches.read(Path(text), vocab, Path(tokenizer) if tokenizer else None)
         draw = batches.windows(ids, vocab, batch, length, seed)
-    else:
+    elif all(i.streams for i in model.spec.inputs.values()):
         draw = batches.synthetic(vocab, batch, length, seed)
+    else:
+        draw = batches.synthetic_inputs(model, {**(sizes or {}), "batch": batch, "seq": length}, seed)
     from blockgraph.meshes import wires_of
 
     wires = wires_of(target) if asked is not None else None
@@ -144,6 +147,12 @@ def prepare(
     used = target.devices if asked is not None else 1
     words = Path(tokenizer) if tokenizer else None
     return Run(trainer, lambda: trainer.run(draw, steps, lr, warmup), target, used, notes, words, text is not None)
+
+
+def _only_tokens(model: Model) -> None:
+    if others := [n for n, i in model.spec.inputs.items() if not i.streams]:
+        message = f"{model.name} also reads {', '.join(others)}, which a text does not have"
+        raise BlockgraphError(Problem("missing-input", message, None, (), "--synthetic, or a trainer in Python"))
 
 
 def place_here(strategy: str | None, mesh: str | None = None, replicate: Sequence[str] = ()) -> Place | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from compiler.errors import Problems, nearest
 from compiler.graph.types import DTYPE_BITS
 from compiler.passes.call import check_chunk, missing_size, unknown_size
+from costmodel import anew
 from costmodel.calls import BATCH, LENGTH, phase_of
 from costmodel.errors import PlanError
 from costmodel.machines import Machine, machine
@@ -94,9 +95,15 @@ def simulate(
     if chunk is not None:
         calls = -(-length // chunk)
         told.insert(0, f"this is one call of {chunk:,} tokens a row: {length:,} tokens take {calls:,} such calls")
-    return dataclasses.replace(
-        plan, assumptions=(*plan.assumptions, *told), chunk=chunk, notes=(*model.notes, *((note,) if note else ()))
-    )
+
+    def one_token_again() -> Plan:
+        return simulate(
+            model, place, "prefill", batch, length, chips, chunk=1, weights_dtype=weights_dtype,
+            cache_dtype=cache_dtype, sizes=sizes,
+        )  # fmt: skip
+
+    notes = *model.notes, *((note,) if note else ()), *anew.notes(model, plan, one_token_again)
+    return dataclasses.replace(plan, assumptions=(*plan.assumptions, *told), chunk=chunk, notes=notes)
 
 
 def plan_graph(

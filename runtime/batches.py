@@ -1,22 +1,46 @@
-"""Batches of tokens for training: random ones, or windows of a text. A batch depends on the seed and its step alone, so
+"""Batches for training: random ones, or windows of a text. A batch depends on the seed and its step alone, so
 that every process draws the same and takes its own rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from compiler.errors import BlockgraphError, Problem
+from compiler.language.model import Model
+from compiler.ops.leaves import Input
+from runtime.inputs import LENGTHS, complete
 
-Batches = Callable[[int], np.ndarray]  # step, from 0 -> tokens [batch, length], int32
+Batch = np.ndarray | Mapping[str, np.ndarray]  # tokens [batch, length], int32; or all inputs by name
+Batches = Callable[[int], Batch]  # step, from 0 -> batch
 BYTES = 256
+VARIED = {"image": 0, "frame": 1}  # axes of which rows have different lengths, and the least
 
 
 def synthetic(vocab: int, batch: int, length: int, seed: int) -> Batches:
     """Random tokens, uniform below ``vocab``."""
     return lambda step: _stream(seed, step).integers(0, vocab, (batch, length)).astype(np.int32)
+
+
+def synthetic_inputs(model: Model, sizes: Mapping[str, int], seed: int) -> Batches:
+    """All inputs of a model that reads more than tokens, at random: as many markers in a row as it has images, from
+    none to all that there is room for. Raises BlockgraphError for a size that is missing."""
+    lengths = {n.op.label: n.result.type for n in model.graph.leaves(Input)
+               if isinstance(n.op, Input) and n.op.label.endswith(LENGTHS)}  # fmt: skip
+
+    def draw(step: int) -> Mapping[str, np.ndarray]:
+        stream, given = _stream(seed, step), {}
+        for name, t in lengths.items():
+            axis = name.removesuffix(LENGTHS)
+            if t.elements.symbols | {axis} <= set(sizes) and axis in VARIED:
+                shape = [int(s.evaluate(sizes)) for s in t.sizes]
+                given[name] = stream.integers(VARIED[axis], sizes[axis] + 1, shape).astype(np.int32)
+        return complete(model, given, sizes, int(stream.integers(2**31))).arrays
+
+    draw(0)
+    return draw
 
 
 def windows(ids: Sequence[int] | np.ndarray, vocab: int, batch: int, length: int, seed: int) -> Batches:

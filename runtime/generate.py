@@ -10,6 +10,7 @@ import numpy as np
 
 from compiler.errors import BlockgraphError, Problem
 from compiler.language.model import Model
+from compiler.ops.latest import latest_of
 from runtime.sample import Sampler, Sampling
 from runtime.session import CHUNK, Place, Session, meshed
 
@@ -48,7 +49,8 @@ def generate(
     if not prompts:
         raise BlockgraphError(Problem("empty-prompt", "there is no prompt to continue"))
     longest = max(len(p) for p in prompts)
-    need = longest + max_tokens
+    latest = latest_of(model.graph)
+    need = max(longest + max_tokens, int(latest.keep.constant) if latest else 0)  # room for what is made anew
     chunk, room = min(chunk, max(longest, 1)), capacity or need
     on = meshed(model, place, batch=len(prompts), capacity=room, chunk=chunk) if place is not None else None
     arrays = params(on.shardings() if on is not None else {}) if callable(params) else params

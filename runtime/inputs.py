@@ -15,6 +15,7 @@ from compiler.language.model import Model
 from compiler.ops.leaves import Input
 from compiler.ops.lookup import Lookup
 from compiler.passes.call import missing_size
+from runtime import markers
 
 LENGTHS = "_lengths"
 
@@ -86,7 +87,30 @@ def complete(model: Model, given: Mapping[str, Any], sizes: Mapping[str, int] | 
         else:
             arrays[name] = draw.standard_normal(shape).astype(t.dtype)
     problems.raise_if_any(BlockgraphError)
+    _mark(model, arrays, drawn, given, tables, draw, problems)
+    problems.raise_if_any(BlockgraphError)
     return Inputs(arrays, known, tuple(drawn))
+
+
+def _mark(
+    model: Model, arrays: dict[str, np.ndarray], drawn: list[str], given: Mapping[str, Any], tables: Mapping[str, int],
+    draw: np.random.Generator, problems: Problems,
+) -> None:  # fmt: skip
+    """Markers in random tokens, as many as a row has images; of given tokens, as many images as they have markers
+    where nothing else says how many."""
+    tokens = str(model.streaming_input)
+    for name, marker in model.markers.items():
+        there = markers.counted(model, arrays[tokens])[name]
+        count = model.spec.inputs[name].count
+        if tokens in drawn:
+            counts = markers.given(model, arrays, len(there))[name]
+            arrays[tokens] = markers.placed(arrays[tokens], marker, counts, tables[tokens], draw)
+        elif name in drawn and count in (None, "any") and markers.LENGTHS not in given:
+            arrays[markers.LENGTHS] = np.minimum(there, arrays[name].shape[1]).astype(np.int32)
+    batch = len(arrays[tokens]) if model.markers else 0
+    if model.markers:
+        images = markers.given(model, arrays, batch)
+        problems.items += markers.misfits(model, markers.counted(model, arrays[tokens]), images)
 
 
 def _fit(name: str, array: np.ndarray, t: TensorType, known: dict[str, int], problems: Problems) -> None:

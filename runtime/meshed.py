@@ -52,9 +52,13 @@ class Meshed:
         return {k: parts.replicated(np.asarray(x, made.inputs[k].dtype), where[k]) for k, x in inputs.items()}
 
     def params(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters on their devices: those that lie there stay."""
-        where = self.shardings()
-        return {k: x if isinstance(x, jax.Array) else parts.replicated(x, where[k]) for k, x in given.items()}
+        """Parameters on their devices: those that lie there stay. What an encoder alone reads is whole on each."""
+        where, mesh = self.shardings(), self.prefill.mesh
+        assert mesh is not None
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return {
+            k: x if isinstance(x, jax.Array) else parts.replicated(x, where.get(k, whole)) for k, x in given.items()
+        }
 
 
 def meshed(

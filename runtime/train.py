@@ -23,9 +23,10 @@ from compiler.parallel.build import build  # noqa: E402
 from compiler.parallel.request import Request, Wires  # noqa: E402
 from compiler.passes.accumulate import WEIGHT  # noqa: E402
 from compiler.passes.call import TRAIN  # noqa: E402
+from compiler.passes.dropout import rates  # noqa: E402
 from compiler.targets.types import Target  # noqa: E402
-from runtime import memory  # noqa: E402
-from runtime.batches import Batches  # noqa: E402
+from runtime import markers, memory  # noqa: E402
+from runtime.batches import Batch, Batches  # noqa: E402
 from runtime.weights import parts  # noqa: E402
 from runtime.weights.initial import random_onto  # noqa: E402
 from runtime.weights.load import Weights, export  # noqa: E402
@@ -74,14 +75,14 @@ class Trainer:
     ) -> None:  # fmt: skip
         if asked.phase != TRAIN:
             raise BlockgraphError(Problem("bad-option", f"a trainer runs {TRAIN}, not {asked.phase}"))
-        self.model, self.asked = model, asked
-        _check_inputs(model)
+        self.model, self.asked, self.seed = model, asked, seed
+        self.rates = rates(model.graph)
         if progress:
             progress("building the step")
         made = program_of(build(model, asked, target, wires), TRAIN, jax.devices())
         assert isinstance(made, TrainingStep)
         self.program = made
-        self.inputs = str(model.streaming_input), "seq_lengths"
+        self.tokens = str(model.streaming_input)
         self.where: dict[str, Any] = dict(made.shardings())
         labels = [k for k in model.parameters if k in made.parameters]
         self._start = lambda labels, where: _arrays(model, labels, where, weights, seed)
@@ -132,13 +133,17 @@ class Trainer:
             parts.whole(array)
         return []
 
-    def step(self, tokens: np.ndarray, rate: float, lengths: np.ndarray | None = None) -> Step:
-        """One update on tokens [batch, length]. ``lengths`` [batch]: real tokens of each row, all unless given."""
+    def step(self, batch: Batch, rate: float, lengths: np.ndarray | None = None) -> Step:
+        """One update on tokens [batch, length], or on all inputs by name. ``lengths`` [batch]: real tokens of each row,
+        all unless given. Raises BlockgraphError where an input is missing, or markers do not fit their images."""
+        inputs: dict[str, Any] = dict(batch) if isinstance(batch, Mapping) else {self.tokens: batch}
+        tokens = np.asarray(inputs[self.tokens])
         rows, length = tokens.shape
-        given = {
-            self.inputs[0]: tokens, self.inputs[1]: np.full(rows, length) if lengths is None else lengths,
-            "learning_rate": np.float32(rate),
-        }  # fmt: skip
+        inputs.setdefault("seq_lengths", np.full(rows, length))
+        inputs |= {"learning_rate": np.float32(rate)} | ({} if lengths is None else {"seq_lengths": lengths})
+        inputs |= self._kept(inputs)
+        self._check(inputs, tokens)
+        given = {k: inputs[k] for k in self.program.inputs}
         with memory.told(self.model.name):
             self._step = self._step or self._compiled(self._placed(given))
             started = time.perf_counter()
@@ -163,6 +168,25 @@ class Trainer:
                 message = f"the {what} of step {said.step} is {value}"
                 raise Diverged(Problem("diverged", message, None, (), "a lower --lr, or a longer --warmup"))
 
+    def _kept(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Which positions count of those that a step leaves out at random, where the batch does not say."""
+        made = {}
+        for i, (label, rate) in enumerate(self.rates.items()):
+            if label in self.program.inputs and label not in inputs:
+                sizes = {**self.program.sizes, "batch": self.asked.batch}
+                shape = [int(s.evaluate(sizes)) for s in self.program.inputs[label].sizes]
+                draw = np.random.default_rng([self.seed, self.count, i])
+                made[label] = (draw.random(shape) >= rate).astype(np.int32)
+        return made
+
+    def _check(self, inputs: Mapping[str, Any], tokens: np.ndarray) -> None:
+        if missing := [k for k in self.program.inputs if k not in inputs]:
+            message = f"{self.model.name} also reads {', '.join(missing)}"
+            raise BlockgraphError(Problem("missing-input", message, None, (), "--synthetic draws all inputs"))
+        images = markers.given(self.model, inputs, len(tokens))
+        if wrong := markers.misfits(self.model, markers.counted(self.model, tokens), images):
+            raise BlockgraphError(wrong)
+
     def _placed(self, given: dict[str, Any]) -> dict[str, Any]:
         typed = {k: np.asarray(x, self.program.inputs[k].dtype) for k, x in given.items()}
         if self.program.mesh is None:
@@ -178,11 +202,3 @@ def _arrays(
         return random_onto(model, seed, where, labels), {}
     placed = load_onto(model, weights, where, labels=labels)
     return placed.arrays, placed.rows
-
-
-def _check_inputs(model: Model) -> None:
-    """Raises for a model that reads something else than one stream of tokens."""
-    others = [name for name in model.spec.inputs if name != model.streaming_input]
-    if others:
-        message = f"{model.name} reads {', '.join(others)}: only models that read nothing but tokens are trained here"
-        raise BlockgraphError(Problem("missing-input", message))

@@ -23,6 +23,7 @@ from compiler.language.model import Model
 WORDS = {
     "Count": "whole number", "Flag": "true or false", "Axis": "a dim or a size", "Node": "a node",
     "PerLayer": "number, may differ by layer", "Epsilon": "small number", "Fraction": "number from 0 to 1",
+    "Share": "number from 0 to 1",
     "Positive": "number above 0",
 }  # fmt: skip
 

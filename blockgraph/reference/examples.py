@@ -19,9 +19,11 @@ NODES: dict[str, str] = {
     "fill": "{fill: {where: 999}, from: {features: seen, ids: tokens}}",
     "gain": "gain: {over: last}",
     "latent_attention": "latent_attention: {rank: 32, rotary_dim: 8, query_rank: 48}",
+    "latest": "latest: {count: 64, keep: 56}",
     "linear": "linear: {to: mlp, bias: true}",
     "merge": "merge: {axes: [height, width], to: patches}",
     "mlp": "mlp: {gate: gelu_tanh}",
+    "model": "model: {spec: nfnet-f0, output: features, set: {resolution: 32}}",
     "moe": "moe: {gate: silu}",
     "pool": "pool: {by: max, window: 3, stride: 2}",
     "position_table": "position_table: 512",
@@ -51,6 +53,16 @@ WHOLE: dict[str, str] = {
     "conv": f"{AFTER_IMAGE}{NODES['conv']}\n",
     "merge": f"{AFTER_IMAGE}conv: {{to: embed, kernel: 8, stride: 8}}\n  - {NODES['merge']}\n",
     "pool": f"{AFTER_IMAGE}{NODES['pool']}\n",
+    "latest": """\
+graph:
+  inputs: [{embed: , from: tokens}]
+  logits:
+    - {latest: {count: 64, keep: 56}, from: inputs}
+    - residual: [{attention: {over: recent, position: rope, drop: 0.5}, name: cross, from: {context: inputs}}]
+    - repeat: {times: 6, cycle: [{residual: [{attention: {over: recent, position: rope}}]}]}
+    - unembed
+""",
+    "model": f"{AFTER_IMAGE}{NODES['model']}\n",
 }
 PORTED: dict[tuple[str, str], str] = {
     ("fill", "features"): FILLED,
@@ -74,6 +86,28 @@ graph:
   - embed
   - attention:
     from: {context: frames, added: weight}
+""",
+    ("attention", "entry"): """\
+inputs: {tokens: {kind: tokens}, images: {kind: image, size: [32, 32], count: any, marker: 999}}
+blocks:
+  markers: {program: {found: "1 - min(abs(float32(input) - 999), 1)", output: "recur(found, 0 * found)"}}
+graph:
+  seen: [{conv: {to: embed, kernel: 8, stride: 8}, from: images}, {merge: {axes: [height, width], to: patches}}]
+  last: [{markers: , from: tokens}]
+  logits:
+    - {embed: , from: tokens}
+    - attention:
+      from: {context: seen, entry: last}
+""",
+    ("attention", "lengths"): """\
+inputs:
+  tokens: {kind: tokens}
+  frames: {kind: features, axes: [frames, embed]}
+  useful: {kind: count}
+graph:
+  - embed
+  - attention:
+    from: {context: frames, lengths: useful}
 """,
     ("attention", "prefix"): """\
 inputs: {tokens: {kind: tokens}, prompt: {kind: count}}

@@ -7,6 +7,7 @@ from compiler.blocks import (  # noqa: F401
     embed,
     fill,
     latent_attention,
+    latest,
     linear,
     mlp,
     moe,

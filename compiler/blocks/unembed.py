@@ -29,8 +29,8 @@ class Unembed(Block):
         if self.tied is None:
             y = env.linear(x, "out", [("vocab", self.vocab)], bias=self.bias, dtype="float32")
         else:
-            label = f"{self.tied}.table"
-            if label not in env.weights.leaves:
+            label = next((n for n in self._labels(env.b.path) if n in env.weights.leaves), None)
+            if label is None:
                 tables = [k.removesuffix(".table") for k in env.weights.leaves if k.endswith(".table")]
                 message = f"unembed.tied: no embed node before is called {self.tied}"
                 raise Fault("unknown-name", message, tables, nearest(self.tied, tables), key="tied")
@@ -40,3 +40,8 @@ class Unembed(Block):
         if self.scale is not None:
             y = b.scale(y, self.scale)
         return b.softcap(y, self.softcap) if self.softcap else y
+
+    def _labels(self, path: str) -> list[str]:
+        """What the table may be called, of a node at ``path``: one beside it, or beside what it is in."""
+        around = path.split(".")[:-1]
+        return [".".join([*around[:n], f"{self.tied}.table"]) for n in range(len(around), -1, -1)]

@@ -1,8 +1,14 @@
 """The one legend of axis names: a role, not a size. A role may have another size in another tower."""
 
+from compiler.graph.sizes import SEQ, Size
+
+STREAM = "seq"
+RECENT = "recent"  # of what the axis of the stream holds the last positions
+
 LEGEND: dict[str, str] = {
     "batch": "independent sequences (rows) processed together",
     "seq": "positions of the streaming input (tokens of this call)",
+    "recent": "the last positions of the sequence, where a model computes more of these than of the others",
     "slots": "places of a cache: as many as the window, or the capacity asked for",
     "slot_rows": "rows of a cache whose heads lie side by side: of one slot each, or of a few",
     "lanes": "one such row: the heads of its slots",
@@ -48,3 +54,8 @@ LEGEND: dict[str, str] = {
     "buckets": "ranges of distances that share a number",
     "positions": "rows of a table of absolute positions",
 }
+
+
+def first_of(axis: str, size: Size) -> Size:
+    """The position of the first entry along an axis of so many, in a whole sequence."""
+    return SEQ - size if axis == RECENT else Size.of(0)

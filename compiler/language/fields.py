@@ -211,6 +211,7 @@ Positive = _field(_positive, _EXPRESSION)
 OptionalPositive = _field(_optional(_positive), _OR_NULL)
 Epsilon = _field(lambda s, raw, what: _within(s, raw, what, None, 1), _EXPRESSION)
 Fraction = _field(lambda s, raw, what: _within(s, raw, what, 0, 1), _EXPRESSION)
+Share = _field(lambda s, raw, what: _within(s, raw, what, None, 1), _EXPRESSION)  # from 0 to 1
 PerLayer = _field(_per_layer, _EXPRESSION)  # a float, or a tuple of one float a layer of the repeat
 Count = _field(lambda s, raw, what: s.count(raw, what), _EXPRESSION)
 Index = _field(lambda s, raw, what: s.count(raw, what, least=0), _EXPRESSION)  # a whole number from 0 on

@@ -41,8 +41,9 @@ def _branches(spec: NodeSpec, what: str) -> YList:
     return spec.args
 
 
-def _options(spec: NodeSpec, frame: Frame, form: str, *keys: str) -> YMap:
-    """The options of a form, all of them there. Raises Fault."""
+def _options(spec: NodeSpec, frame: Frame, form: str, *needed: str, optional: tuple[str, ...] = ()) -> YMap:
+    """The options of a form, all ``needed`` ones there. Raises Fault."""
+    keys = (*needed, *optional)
     raw = spec.args
     if not isinstance(raw, YMap):
         raise Fault("wrong-type", f"{spec.kind} takes {form}, found {shown(raw)}", keys, key=spec.kind)
@@ -53,7 +54,7 @@ def _options(spec: NodeSpec, frame: Frame, form: str, *keys: str) -> YMap:
             meant.add(hint)
             frame.env.scope.problems.add("unknown-key", f"{spec.kind} has no option {key}", raw.key_position[key],
                                          allowed=keys, suggestion=hint)  # fmt: skip
-    for key in keys:
+    for key in needed:
         if key not in raw:
             if key in meant:
                 raise Told
@@ -256,3 +257,13 @@ def _undo(frame: Frame, marks: list[Any]) -> None:
         weights.forget(label)
     for b, saved in marks[1:]:
         b.restore(saved)
+
+
+@form("model")
+def model(spec: NodeSpec, x: Value | None, frame: Frame) -> Value | None:
+    """{spec: name, output: name, set: {dim or arg: value}}: another spec's graph, from its one input to one of its
+    chains. Its weights are this model's, under the node's name."""
+    from compiler.language.inner_model import inner_model
+
+    form = "{spec: name, output: name, set: {…}}"
+    return inner_model(_options(spec, frame, form, "spec", optional=("output", "set")), spec, x, frame)

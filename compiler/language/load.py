@@ -19,6 +19,7 @@ from compiler.source.yaml import YList, YMap, load_file, load_text
 MERGED = ("dims", "args", "sources", "assumed", "dtypes", "weights")
 REPLACED = ("name", "paper", "stand_in", "extends")
 MAX_EXTENDS = 8
+OVERRIDE = "--set "  # in front of the name of what replaces a dim or an arg: where its problems lie
 DTYPES = {"dtype": ("params", "compute"), "weights": ("weights",)}  # words of --set
 
 
@@ -162,7 +163,7 @@ def _override(raw: YMap, overrides: Mapping[str, Any], problems: Problems) -> No
     """Sets dims and args from the command line: `vocab`, `dims.vocab`, `args.layers`; `dtype` sets both dtypes,
     `weights` how matrices are held."""
     for name, value in overrides.items():
-        place = Position(f"--set {name}", 0, 0)
+        place = Position(f"{OVERRIDE}{name}", 0, 0)
         if name in DTYPES:
             made = YMap(place)
             for key in DTYPES[name]:

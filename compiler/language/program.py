@@ -217,9 +217,14 @@ def _call(tree: Call, names: dict[str, Any], frame: Frame) -> Any:
         raise Fault("unknown-function", f"no op or weight is called {tree.name}", known, hint)
     values = [a.leaf if isinstance(a, Weight) else a for a in args]
     wide = () if tree.name in PRODUCTS else ("float32",)
-    values = [frame.env.compute(v) if isinstance(v, Value) and v.type.dtype not in wide else v for v in values]
+    values = [frame.env.compute(v) if _narrowed(v, wide) else v for v in values]
     options = {k: _option(v, names, frame, wants_number(tree.name, k)) for k, v in tree.kwargs}
     return call(frame.env.b, tree.name, values, options)
+
+
+def _narrowed(value: Any, wide: tuple[str, ...]) -> bool:
+    """Whether a call takes a value in the compute dtype: numbers of tokens and counts stay whole."""
+    return isinstance(value, Value) and value.type.dtype not in (*wide, "int32")
 
 
 def _literal(value: Any) -> Number:

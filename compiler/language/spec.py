@@ -45,7 +45,10 @@ class InputSpec(BaseModel):
     count: Any = Field(
         default=None, description="image, video: how many belong to one row; `any`: it varies (the default of video)"
     )
-    frames: Any = Field(default=None, description="video: frames of one")
+    frames: Any = Field(default=None, description="video: frames of one; `any`: it varies")
+    marker: Any = Field(
+        default=None, description="image, video: the token that stands in the text for each of them, in order"
+    )
     optional: bool = False
 
     @property
@@ -65,10 +68,14 @@ class InputSpec(BaseModel):
         if self.kind == "tokens" and self.axes and (len(self.axes) != 1 or self.axes[0] == "seq"):
             text = "tokens lie along seq, or with axes: [name] along one axis of another name"
             raise PydanticCustomError("bad-name", "{text}", {"text": text, "key": "axes"})
-        for key, kinds in (("count", ("image", "video")), ("frames", ("video",)), ("size", ("image", "video"))):
+        for key, kinds in (("count", ("image", "video")), ("frames", ("video",)), ("size", ("image", "video")),
+                           ("marker", ("image", "video"))):  # fmt: skip
             if getattr(self, key) is not None and self.kind not in kinds:
                 text = f"{key} is of {' and '.join(kinds)}, and this is {self.kind}"
                 raise PydanticCustomError("misplaced-key", "{text}", {"text": text, "key": key, "at_key": True})
+        if self.marker is not None and self.kind == "image" and self.count is None:
+            text = "a marker stands for each of several: how many belong to one row"
+            raise PydanticCustomError("missing-key", "{text}", {"text": text, "allowed": ["count"]})
         if len(self.axes or []) > MAX_AXES:
             raise PydanticCustomError("too-large", f"at most {MAX_AXES} axes", {"key": "axes"})
         for axis in self.axes or []:
@@ -168,6 +175,7 @@ def json_schema() -> dict[str, Any]:
         "identity": {"type": "null"},
         "repeat": _closed({"times": {"type": ["integer", "string"]}, "cycle": nodes}),
         "concat": _closed({"axis": {"type": "string"}, "of": nodes}),
+        "model": _closed({"spec": {"type": "string"}}, {"output": {"type": "string"}, "set": {"type": "object"}}),
     }
     named = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
     source = {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}
@@ -188,5 +196,6 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def _closed(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+def _closed(needed: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+    properties = {**needed, **(optional or {})}
+    return {"type": "object", "properties": properties, "required": list(needed), "additionalProperties": False}

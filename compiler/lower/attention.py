@@ -8,7 +8,7 @@ tiles is known before it runs. Method: arXiv:2205.14135 and arXiv:2307.08691.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compiler.graph.ir import Node
+from compiler.graph.sizes import Size
 from compiler.lower.basic import align
 from compiler.lower.bias import Laid, Reader, Tile, reader
 from compiler.lower.registry import Array, Context, lowers
@@ -114,19 +115,26 @@ class Rows:
     prefix and its keys end; and what is added to the scores."""
 
     start: Array | None = None
+    first: Array | None = None  # where its queries lie, if not from ``start`` on
     prefix: Array | None = None
     lengths: Array | None = None
     bias: Reader | None = None
+    segments: tuple[Array, Array] | None = None  # numbers of this call's queries and keys [b, t], [b, s]
 
     def own(self, op: _Attention, index: Array) -> Array:
         """Where entries of this call lie: [n] counted from its first where only distances matter, else [b, n]."""
-        fixed = self.start is None or (op.chunk is None and self.prefix is None)
+        fixed = self.start is None or (op.chunk is None and self.prefix is None and self.first is None)
         return index if fixed else self.start[:, None] + index  # type: ignore[index]
+
+    def queries(self, op: Any, index: Array) -> Array:
+        """Where this call's queries lie, beside its own keys."""
+        return self.own(op, op.offset + index) if self.first is None else self.first[:, None] + index
 
     def past(self, index: Array) -> Array:
         """Where this call's queries lie, beside a cache [b, n]."""
-        assert self.start is not None
-        return self.start[:, None] + index
+        begin = self.start if self.first is None else self.first
+        assert begin is not None
+        return begin[:, None] + index
 
     def sees(self, op: _Attention, qp: Array, kp: Array) -> Array:
         """True where a query [.., t] sees a key [.., s]: [b or 1, 1, 1, t, s]."""
@@ -144,7 +152,12 @@ class Rows:
     def sees_own(self, op: _Attention, queries: Array, keys: Array) -> Array:
         """The same of this call's own keys, by places in it; -1 for none."""
         at = jnp.where(keys >= 0, self.own(op, keys), -1)
-        seen = self.sees(op, self.own(op, op.offset + queries), at)
+        seen = self.sees(op, self.queries(op, queries), at)
+        if self.segments is not None:
+            mine, theirs = (
+                jnp.take(x, i, axis=1, mode="clip") for x, i in zip(self.segments, (queries, keys), strict=True)
+            )
+            seen = seen & by_row(mine[:, :, None] == theirs[:, None])
         return seen if self.lengths is None else seen & by_row((keys < self.lengths[:, None])[:, None])
 
     def biased(self, scores: Array, tile: Tile) -> Array:
@@ -200,7 +213,7 @@ def pairs(op: _Attention, t: int, s: int, aligned: bool, chunk: int | None = Non
     for i in range(nq):
         first, last = i * BLOCK, min((i + 1) * BLOCK, t) - 1
         if aligned:
-            first, last = first + op.offset, last + op.offset
+            first, last = first + int(op.offset), last + int(op.offset)  # type: ignore[arg-type]
         causal = op.causal and not op.prefix
         ahead = 0 if causal else op.window - 1 if op.window else s  # how far a query sees beyond itself
         upper = min((last + ahead) // BLOCK + 1, nk) if aligned else nk
@@ -234,7 +247,7 @@ def blocked(
     q = padded(q, 1, BLOCK)
     carry = nothing(q, sources[0].width)
     for source in sources:
-        i, j = pairs(op, t, source.size, source.own, op.chunk if rows.start is None else None)
+        i, j = pairs(op, t, source.size, source.own and not op.placed, op.chunk if rows.start is None else None)
         read = source.tiles(BLOCK)
 
         def tile(carry: Carry, ij: Any, source: Tiled = source, read: Any = read) -> tuple[Carry, None]:
@@ -303,18 +316,27 @@ def rows_of(
     values = node.operands[first:]
     sizes = tuple(q.shape[node.operands[0].axes.index(a)] for a in batch)
 
-    def row(name: str) -> Array | None:
+    def row(name: str, *inner: str) -> Array | None:
         x, value = op.given(rest).get(name), op.given(values).get(name)
         if x is None or value is None:
             return None
-        return jnp.broadcast_to(align(x, value.axes, batch), sizes).reshape(-1)
+        x = align(x, value.axes, (*batch, *inner))
+        own = x.shape[len(batch) :]
+        return jnp.broadcast_to(x, (*sizes, *own)).reshape(-1, *own)
 
     tiles = op.implementation == "blocked"
     block = BLOCK if tiles else max(ql.shape[1], kl.shape[2])
     precision = ctx.precision(jnp.float32 if q.dtype == jnp.float32 else q.dtype)
     at = Laid(batch, sizes, ql.shape[2], ql.shape[3], block, precision, start is not None and not tiles)
     arrays = [*ctx.factors(*rest[: len(op.bias.operands)]), *rest[len(op.bias.operands) :]] if op.bias else rest
-    return Rows(start, row("prefix"), row("lengths"), reader(op, values, arrays, at))
+    numbers = [row("query_segments", op.queries), row("key_segments", op.keys)] if op.segments else []
+    segments: Any = tuple(numbers) or None
+    return Rows(start, row("first"), row("prefix"), row("lengths"), reader(op, values, arrays, at), segments)
+
+
+def known_offset(ctx: Context, op: Any) -> Any:
+    """The op with its offset as a number."""
+    return replace(op, offset=ctx.size(op.offset)) if isinstance(op.offset, Size) else op
 
 
 def unfinished(rows: Rows, queries: int) -> Array | None:
@@ -327,7 +349,7 @@ def unfinished(rows: Rows, queries: int) -> Array | None:
 
 @lowers(Attend)
 def _attend(ctx: Context, node: Node, q: Array, k: Array, v: Array, *rest: Array) -> tuple[Array, ...]:
-    op: Any = node.op
+    op: Any = known_offset(ctx, node.op)
     ql, kl, vl, batch = laid_out(op, node, *ctx.factors(q, k, v))
     rows = rows_of(ctx, node, rest, 3, batch, ql, kl, q)
     out, sums = IMPLEMENTATIONS[op.implementation](op, ql, [Source(kl, vl)], rows, ctx.precision(q.dtype))

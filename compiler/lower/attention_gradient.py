@@ -10,7 +10,7 @@ import numpy as np
 
 from compiler.graph.ir import Node
 from compiler.lower import attention
-from compiler.lower.attention import laid_out, padded, pairs, rows_of, scores_of
+from compiler.lower.attention import known_offset, laid_out, padded, pairs, rows_of, scores_of
 from compiler.lower.basic import align
 from compiler.lower.bias import Tile
 from compiler.lower.registry import Array, Context, lowers
@@ -30,7 +30,7 @@ def _attend_gradient(
     *rest: Array,
 ) -> tuple[Array, ...]:
     """The usual way back: p again from the log-sums; dv = p^T g; ds = p (g v^T - delta); dq, dk from ds."""
-    op: Any = node.op
+    op: Any = known_offset(ctx, node.op)
     ql, kl, vl, batch = laid_out(op, node, *ctx.factors(q, k, v))
     known = rows_of(ctx, node, rest, 6, batch, ql, kl, q)
     b, t, kv, group, _ = ql.shape

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from compiler.graph.ir import Node
+from compiler.graph.sizes import Size
 from compiler.lower.registry import Array, Context, lowers, read
 from compiler.ops import elementwise, leaves, linear, lookup, normalise, shape
 
@@ -191,5 +192,10 @@ def _index(ctx: Context, node: Node) -> tuple[Array, ...]:
 @lowers(leaves.Positions)
 def _positions(ctx: Context, node: Node, start: Array | None = None) -> tuple[Array, ...]:
     batch, size = ctx.shape(node.result)
+    op: Any = node.op
     steps = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (batch, size))
-    return (steps if start is None else steps + start[:, None],)
+    at = steps + (ctx.size(Size.of(op.first)) if start is None else start[:, None])
+    if op.grid is None:
+        return (at,)
+    after, each, period = op.grid
+    return (jnp.where(at < after, at, after + (at - after) // each % period),)

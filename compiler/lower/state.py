@@ -24,10 +24,11 @@ def _store(old: Any, new: Array) -> Any:
 def _append(ctx: Context, node: Node, cache: Any, new: Array, start: Array, valid: Array) -> tuple[Any, ...]:
     axes = node.operands[0].axes
     types = [v.type for v in node.operands[:2]]
-    slots, together = ctx.size(slots_of(types[0], types[1], "seq")), slots_together(types[0], types[1], "seq")
+    axis = node.op.axis  # type: ignore[attr-defined]
+    slots, together = ctx.size(slots_of(types[0], types[1], axis)), slots_together(types[0], types[1], axis)
     packed = "lanes" in axes
     inner = node.operands[1].axes if packed else axes
-    new = align(new, node.operands[1].axes, ("batch", "seq", *(a for a in inner if a not in ("batch", "slots", "seq"))))
+    new = align(new, node.operands[1].axes, ("batch", axis, *(a for a in inner if a not in ("batch", "slots", axis))))
     new = new.reshape(*new.shape[:2], -1) if packed else new
     skipped = jnp.zeros_like(valid)
     if new.shape[1] > slots:  # only the last ``slots`` valid entries of a row stay
@@ -100,7 +101,8 @@ def _pick(x: Array, index: Array) -> Array:
 
 @lowers(KeepLast)
 def _keep_last(ctx: Context, node: Node, old: Any, states: Array, start: Array, valid: Array) -> tuple[Any, ...]:
-    states = align(states, node.operands[1].axes, ("batch", "seq", *node.operands[0].axes[1:]))
+    order = ("batch", node.op.axis, *node.operands[0].axes[1:])  # type: ignore[attr-defined]
+    states = align(states, node.operands[1].axes, order)
     last = _pick(states, jnp.maximum(valid - 1, 0))[:, 0]
     before = read(old)
     return (_store(old, jnp.where((valid > 0).reshape(-1, *[1] * (last.ndim - 1)), last.astype(before.dtype), before)),)
@@ -109,16 +111,16 @@ def _keep_last(ctx: Context, node: Node, old: Any, states: Array, start: Array, 
 @lowers(KeepTail)
 def _keep_tail(ctx: Context, node: Node, tail: Any, new: Array, start: Array, valid: Array) -> tuple[Any, ...]:
     rest = tuple(a for a in node.operands[0].axes if a not in ("batch", "taps"))
-    before = read(tail)
+    before, axis = read(tail), node.op.axis  # type: ignore[attr-defined]
     axes = node.operands[0].axes
     joined = jnp.concatenate(
         [
             align(before, axes, ("batch", "taps", *rest)),
-            align(new, node.operands[1].axes, ("batch", "seq", *rest)).astype(before.dtype),
+            align(new, node.operands[1].axes, ("batch", axis, *rest)).astype(before.dtype),
         ],
         1,
     )
-    taps = joined.shape[1] - new.shape[node.operands[1].axes.index("seq")]
+    taps = joined.shape[1] - new.shape[node.operands[1].axes.index(axis)]
     index = valid[:, None] + jnp.arange(taps)
     kept = jnp.take_along_axis(joined, index.reshape(*index.shape, *[1] * (joined.ndim - 2)), 1)
     return (_store(tail, align(kept, ("batch", "taps", *rest), axes)),)
@@ -138,7 +140,7 @@ def _after(ctx: Context, node: Node, x: Array, other: Array) -> tuple[Array, ...
 
 @lowers(LastValid)
 def _last_valid(ctx: Context, node: Node, x: Array, valid: Array) -> tuple[Array, ...]:
-    axes = node.operands[0].axes
-    if axes[:2] != ("batch", "seq"):
-        raise AssertionError(f"expected [batch seq …], found {axes}")
+    axes, axis = node.operands[0].axes, node.op.axis  # type: ignore[attr-defined]
+    if axes[:2] != ("batch", axis):
+        raise AssertionError(f"expected [batch {axis} …], found {axes}")
     return (_pick(x, jnp.maximum(valid - 1, 0)),)

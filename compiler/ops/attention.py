@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compiler.graph.axes import RECENT, first_of
 from compiler.graph.ir import Value
-from compiler.graph.sizes import CAPACITY, ONE, ZERO, Size, smaller
+from compiler.graph.sizes import ONE, ZERO, Size, smaller
 from compiler.graph.types import TensorType, TypeProblem
 from compiler.ops import ring, zigzag
 from compiler.ops.bias import Bias, Dense
@@ -29,15 +30,19 @@ BLOCK = 512  # queries and keys of one tile of blocked attention
 class _Attention(Op):
     """Shared attributes. q [batch, queries, heads, head_dim]; k [batch, keys, kv_heads, head_dim];
     v [batch, keys, kv_heads, value]. Heads are grouped: head h reads kv head h * kv_heads // heads. Further operands
-    in this order: those of the bias, ``prefix`` [batch] where there is one, and ``lengths`` [batch]."""
+    in this order: those of the bias, ``prefix`` [batch] where there is one, ``query_segments`` and ``key_segments``
+    where there are segments, ``first`` [batch] where ``placed``, and ``lengths`` [batch]; each may have further batch
+    axes."""
 
     queries: str = "seq"
     keys: str = "seq"
     causal: bool = True
     window: int | None = None  # a query sees keys nearer than this; where not causal, on both sides
-    offset: int = 0  # positions by which this call's keys lie before its queries
+    offset: int | Size = 0  # positions by which this call's keys lie before its queries
     chunk: int | None = None  # a query sees the keys of its own chunk of so many positions only
     prefix: bool = False  # keys at positions below ``prefix`` are seen by all queries (prefix LM, arXiv:1910.10683)
+    segments: bool = False  # a query sees keys of its own number only: [batch, queries] and [batch, keys], int32
+    placed: bool = False  # ``first`` says at which position each row's queries begin
     bias: Bias | None = None  # what is added to the scores
     scale: float = 1.0
     softcap: float | None = None
@@ -50,8 +55,10 @@ class _Attention(Op):
 
     def given(self, rest: Sequence[Any]) -> dict[str, Any]:
         """Operands behind the usual ones, by name."""
-        names = [*(self.bias.operands if self.bias else ()), *(["prefix"] if self.prefix else []), "lengths"]
-        return dict(zip(names, rest, strict=False))
+        names = [*(self.bias.operands if self.bias else ()), *(["prefix"] if self.prefix else [])]
+        names += ["query_segments", "key_segments"] if self.segments else []
+        names += ["first"] if self.placed else []
+        return dict(zip([*names, "lengths"], rest, strict=False))
 
     def attributes(self) -> dict[str, Any]:
         """Those that all attention ops have."""
@@ -68,6 +75,8 @@ class _Attention(Op):
             self.bias.check(self, q, k, self.given(rest))
         if self.prefix and (not self.causal or self.window or self.chunk):
             raise TypeProblem("axis-mismatch", "a prefix is for causal attention without a window or chunks")
+        if self.segments:
+            self._check_segments(q, k, self.given(rest))
         heads, kv = q.size(self.heads), k.size(self.kv_heads)
         if heads.constant % kv.constant:
             raise TypeProblem("indivisible", f"{heads} query heads do not divide into {kv} key-value heads")
@@ -82,12 +91,23 @@ class _Attention(Op):
             raise TypeProblem("axis-mismatch", f"queries {q} and keys {k} have other batch axes")
         return TensorType.make([*q.drop(self.dim).pairs, (v.axes[-1], v.sizes[-1])], q.dtype)
 
+    def _check_segments(self, q: TensorType, k: TensorType, given: Mapping[str, TensorType]) -> None:
+        for name, axis, of, inner in (
+            ("query_segments", self.queries, q, (self.heads, self.dim)),
+            ("key_segments", self.keys, k, (self.kv_heads, self.dim)),
+        ):
+            t, allowed = given[name], set(of.axes) - set(inner)
+            if axis not in t.axes or not set(t.axes) <= allowed or t.size(axis) != of.size(axis):
+                raise TypeProblem("axis-mismatch", f"{name.replace('_', ' ')} {t} are not of {of}: [batch {axis}]")
+            if not t.dtype.startswith("int"):
+                raise TypeProblem("dtype-mismatch", f"{name.replace('_', ' ')} are whole numbers, found {t.dtype}")
+
     def _scores(self, q: TensorType, k: TensorType, v: TensorType, keys: Size) -> Cost:
         """Cost of the score matrix against ``keys`` keys a query and of the weighted sum."""
         scores = q.drop(self.dim).elements * keys
         return Cost(
             matrix=scores * (q.size(self.dim) + v.sizes[-1]) * 2,
-            vector=scores * SCORE_FLOPS,
+            vector=scores * (SCORE_FLOPS + self.segments),
             transcendental=scores * (2 if self.softcap else 1),
         )
 
@@ -103,7 +123,8 @@ class _Attention(Op):
         """Keys a query, counted as this implementation runs them: whole tiles when blocked, all when plain."""
         if self.implementation != "blocked":
             return k
-        causal, window = self.causal and not self.prefix, 0 if self.prefix else self.window or 0
+        known = not self.prefix and not self.placed
+        causal, window = self.causal and known, self.window or 0 if known else 0
         pairs = Size.opaque("block_pairs", q, k, BLOCK, BLOCK, window, int(causal), self.offset, chunk or 0)
         return pairs * (BLOCK * BLOCK)
 
@@ -130,7 +151,10 @@ class _Attention(Op):
 
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.keys == self.queries:  # a window that looks both ways is not done across shards
-            return Role.ACROSS if not self.by_position and (self.causal or self.window is None) else Role.WHOLE
+            apart = not self.by_position and not self.segments and (self.causal or self.window is None)
+            return Role.ACROSS if apart else Role.WHOLE
+        if axis == self.queries and self.causal:
+            return Role.WHOLE  # of which position a shard's first query is, it does not know
         own = self.bias.whole if self.bias else ()
         whole = (self.keys, self.dim, ins[2].axes[-1], "slots", "slot_rows", "lanes", *own)
         return Role.WHOLE if axis in whole else Role.PARALLEL
@@ -182,24 +206,28 @@ class Attend(_Attention):
 
     def along(self, axis: str, ins: Sequence[TensorType]) -> Along:
         if axis == self.keys:
-            streams = self.causal and self.queries == self.keys and not isinstance(self.bias, Dense)
+            known = not isinstance(self.bias, Dense) and not self.segments  # of what lies in a cache
+            streams = self.causal and known
             return Along.STATEFUL if streams else Along.LOOKAHEAD
         if axis == self.queries:  # counted from the first query of a call, which is not where the sequence begins
-            fixed = self.window is None and (not self.by_position or isinstance(self.bias, Dense))
+            fixed = not self.causal and self.window is None and (not self.by_position or isinstance(self.bias, Dense))
             return Along.POINTWISE if fixed else Along.LOOKAHEAD
         return Along.POINTWISE
 
     def stream(self, s: Streaming, ins: Sequence[Value]) -> tuple[Value, ...]:
         q, k, v = ins[:3]
         reach = min((n for n in (self.window, self.chunk) if n is not None), default=None)
-        slots = CAPACITY if reach is None else smaller(reach, CAPACITY)
+        slots = s.capacity if reach is None else smaller(reach, s.capacity)
         kind = "cache" if reach is None else "ring"
         types = s.caches.types([k.type, v.type], self.keys, self.kv_heads, slots)  # as the target wants them
         old_k, old_v = (s.state(name, kind, t) for name, t in zip(("key", "value"), types, strict=True))
+        first = s.first(self.queries) if self.queries != self.keys else None
+        op, rest = dataclasses.replace(self, offset=0, placed=first is not None), [*ins[3:]]
+        rest += [] if first is None else [first]
         if s.fresh:  # the cache is empty: it is only written
-            out = s.b.apply(self, q, k, v, *ins[3:])
+            out = s.b.apply(op, q, k, v, *rest)
         else:
-            out = s.b.apply(AttendCached(**self.attributes()), q, k, v, old_k, old_v, s.start, *ins[3:])
+            out = s.b.apply(AttendCached(**op.attributes()), q, k, v, old_k, old_v, s.start, *rest)
         s.write("key", old_k, k, "append", out[0])
         s.write("value", old_v, v, "append", out[0])
         return out
@@ -291,7 +319,7 @@ class AttendGradient(_Attention):
     def role(self, axis: str, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Role:
         if axis == self.heads and ins[1].size(self.kv_heads) == 1:
             return Role.SUM  # every head adds to the one key and value head's cotangents
-        if axis == self.queries != self.keys:
+        if axis == self.queries != self.keys and not self.causal:
             return Role.SUM  # every query adds to the cotangents of keys that are not its own sequence's
         if axis in ins[0].axes and any(axis not in t.axes for t in outs[3:]):
             return Role.SUM if super().role(axis, ins, outs) is Role.PARALLEL else Role.WHOLE  # rows share a bias
@@ -308,7 +336,7 @@ class AttendGradient(_Attention):
             forward, bias = self._scores(tile, k, v, pairs), self._biased(tile, pairs, BLOCK, back=True)
         scores = Size.of(1) * forward.vector
         per_score = (q.size(self.dim) * (2 if self.shared else 3) + v.sizes[-1] * 2) * 2
-        products = (scores // SCORE_FLOPS) * per_score
+        products = (scores // (SCORE_FLOPS + self.segments)) * per_score
         return moved(ins, outs) + bias + Cost(products, scores * 2, forward.transcendental)
 
     def gradient(
@@ -335,14 +363,19 @@ def attend(
     given: Mapping[str, Value] | None = None,
     added: Value | None = None,
     prefix: Value | None = None,
+    query_segments: Value | None = None,
+    key_segments: Value | None = None,
     lengths: Value | None = None,
     sinks: Value | None = None,
 ) -> Value:
     """Scaled dot-product attention; scale defaults to head_dim ** -0.5. Grouped and multi-query by sizes. ``chunk``: a
     query sees its own chunk of so many positions. ``bias``: what positions add to the scores, from the operands
     ``given`` by name; ``added``: any numbers, [heads queries keys] or fewer of these axes (and batch), where the keys'
-    axis has another name than the queries'. ``prefix`` [batch]: keys before it are seen by all queries. ``sinks``
-    [heads]: logits of one key more, whose value is 0 (arXiv:2309.17453; gpt-oss)."""
+    axis has another name than the queries'. ``prefix`` [batch]: keys before it are seen by all queries.
+    ``query_segments`` and ``key_segments``: whole numbers [batch queries] and [batch keys] or [keys]; a query sees keys
+    of its own number (packed sequences; the images of a text), and gives 0 where there are none. ``lengths`` [batch]:
+    keys from there on are not seen. ``sinks`` [heads]: logits of one key more, whose value is 0 (arXiv:2309.17453;
+    gpt-oss)."""
     dim = q.axes[-1]
     if added is not None:
         others = [a for a in added.axes if a not in ("batch", "heads", queries)]
@@ -352,9 +385,14 @@ def attend(
         bias, given = Dense(*others), {"added": added}
     if scale is None:
         scale = float(q.type.size(dim).constant) ** -0.5
-    op = Attend(queries, keys, bool(causal), window, scale=float(scale), softcap=softcap, dim=dim, chunk=chunk,
-                prefix=prefix is not None, bias=bias)  # fmt: skip
-    rest = [*((given or {})[n] for n in (bias.operands if bias else ())), prefix, lengths]
+    if (query_segments is None) != (key_segments is None):
+        raise TypeProblem("axis-mismatch", "segments are numbers of queries and of keys, found one of them")
+    segments = [b.cast(v, "int32") for v in (query_segments, key_segments) if v is not None]
+    offset = first_of(queries, q.type.size(queries)) if queries == RECENT != keys else 0
+    op = Attend(queries, keys, bool(causal), window, offset, scale=float(scale), softcap=softcap, dim=dim, chunk=chunk,
+                prefix=prefix is not None, segments=bool(segments), bias=bias)  # fmt: skip
+    lengths = None if lengths is None else b.cast(lengths, "int32")
+    rest = [*((given or {})[n] for n in (bias.operands if bias else ())), prefix, *segments, lengths]
     out, sums = b.apply(op, q, k, v, *(v for v in rest if v is not None))
     if sinks is None:
         return out

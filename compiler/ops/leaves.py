@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compiler.graph.axes import first_of
 from compiler.graph.ir import Value
 from compiler.graph.sizes import BATCH, Size
 from compiler.graph.types import TensorType, TypeProblem
@@ -102,7 +103,9 @@ class Constant(Leaf):
 @dataclass(frozen=True)
 class Positions(Op):
     """Absolute positions [batch, axis]: 0, 1, … or, with an operand ``start`` [batch], from there on. ``rows``: of the
-    batch. ``limit``: how many positions what reads them can tell apart, where that is limited."""
+    batch. ``limit``: how many positions what reads them can tell apart, where that is limited. ``first``: the position
+    of the first one, where nothing else says it. ``grid``: a coordinate instead of the position, (after, each, period):
+    those before ``after`` are kept, then a new one comes after each so many positions, ``period`` of them in turn."""
 
     name: ClassVar[str] = "positions"
     differentiable: ClassVar[bool] = False
@@ -110,6 +113,8 @@ class Positions(Op):
     size: Any = 0
     rows: Any = BATCH
     limit: int | None = None
+    first: Any = 0
+    grid: tuple[int, int, int] | None = None
 
     def infer(self, *ins: TensorType) -> tuple[TensorType, ...]:
         return (TensorType.make([("batch", self.rows), (self.axis, self.size)], "int32"),)
@@ -191,7 +196,10 @@ def constant(b: Builder, value: float | Size, dtype: str = "float32") -> Value:
 
 
 @function
-def positions(b: Builder, x: Value, axis: str = "seq", limit: int | None = None) -> Value:
+def positions(
+    b: Builder, x: Value, axis: str = "seq", limit: int | None = None, grid: tuple[int, int, int] | None = None
+) -> Value:
     """Absolute positions of the entries of ``x`` along ``axis``: [batch, axis], int32. From ``limit`` on a call is
-    refused."""
-    return b.one(Positions(axis, x.type.size(axis), limit=limit))
+    refused. ``grid``: a coordinate of them, (after, each, period)."""
+    size = x.type.size(axis)
+    return b.one(Positions(axis, size, limit=limit, first=first_of(axis, size), grid=grid))

@@ -362,6 +362,12 @@ def expand(b: Builder, x: Value, pairs: Sequence[tuple[str, SizeLike]]) -> Value
 
 
 @function
+def repeated(b: Builder, x: Value, like: Value, axis: Sequence[str]) -> Value:
+    """repeated(rows, like=input, axis=[batch, image]): x repeated along axes of another value, put in front."""
+    return b.expand(x, [(a, like.type.size(a)) for a in axis])
+
+
+@function
 def concat(b: Builder, *xs: Value, axis: str) -> Value:
     """Joins values along ``axis``."""
     return b.one(Concat(axis), *xs)

@@ -6,6 +6,7 @@ from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.region import Region
 from compiler.graph.replay import Replay
 from compiler.ops.control import Repeat
+from compiler.ops.leaves import Argument
 from compiler.passes.dependence import Dependence
 
 
@@ -32,8 +33,7 @@ class Encode(Replay):
         """The static part of a streaming repeat, its used values stacked over the layers."""
         op = node.op
         assert isinstance(op, Repeat)
-        used = [v for v in self.flows.boundary if self.flows.region_of(v) is op.body]
-        if not used:
+        if not self._used_in(op.body):
             return []
         outer, region = self.b, Region(self.b, op.trips, op.axis)
         self.b = region
@@ -44,13 +44,21 @@ class Encode(Replay):
         for old, v in stacked:
             if v.id in self.map:
                 self.map[old] = region.stacked(self.map[v.id])
+        outputs: list[tuple[str, Value]] = []
         for inner in op.body.nodes:
-            if (
-                (inner.operands or inner.op.once)
-                and all(v.id in self.map for v in inner.operands)
-                and (self.flows.is_static(inner) or self.flows.is_free(inner))
-            ):
-                self.node(inner)
+            if self.flows.is_static(inner) or self.flows.is_free(inner):
+                if not isinstance(inner.op, Argument) and all(v.id in self.map for v in inner.operands):
+                    self.node(inner)
+            elif isinstance(inner.op, Repeat):
+                outputs += self.partial(inner)
         self.b = outer
-        _, stacks, _ = region.close([], [(self.flows.label(v), self.map[v.id]) for v in used])
-        return [(f"state:{self.flows.label(v)}", s) for v, s in zip(used, stacks, strict=True)]
+        used = [v for v in self.flows.boundary if self.flows.region_of(v) is op.body]
+        outputs += [(f"state:{self.flows.label(v)}", self.map[v.id]) for v in used]
+        _, stacks, _ = region.close([], outputs)
+        return [(name, s) for (name, _), s in zip(outputs, stacks, strict=True)]
+
+    def _used_in(self, body: Graph) -> bool:
+        """Whether a body, or a repeat in it, has static values that the streaming part uses."""
+        if any(self.flows.region_of(v) is body for v in self.flows.boundary):
+            return True
+        return any(n.op.region is not None and self._used_in(n.op.region) for n in body.nodes)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from compiler.errors import Problem, SpecError, nearest
+from compiler.graph.axes import RECENT, STREAM
 from compiler.graph.builder import Builder
 from compiler.graph.ir import Graph, Node, Value
 from compiler.graph.region import Region
@@ -20,12 +21,12 @@ from compiler.graph.sizes import BATCH, Size
 from compiler.graph.types import DTYPE_BITS, TensorType
 from compiler.language.model import LOSS
 from compiler.ops.contract import Along
+from compiler.ops.latest import latest_of
 from compiler.ops.leaves import Input
 from compiler.ops.loss import cross_entropy
 from compiler.ops.shape import Pad, Split, zeros
 from compiler.passes.prune import prune
 
-STREAM = "seq"
 CROSS_ENTROPY = "cross_entropy"
 CHUNKS = "chunks"  # the axis of the repeat over chunks: nothing of it is kept for the way back
 
@@ -41,8 +42,9 @@ class Chunk:
 
     def split(self, logits: TensorType, sizes: Mapping[str, int]) -> tuple[int, int]:
         """(chunks, positions of each row in one). Chunks of one length where a number near enough divides."""
-        seq = int(logits.size(STREAM).evaluate(sizes))
-        width = int(logits.drop(STREAM).elements.evaluate(sizes)) * DTYPE_BITS["float32"] // 8
+        axis = along(logits)
+        seq = int(logits.size(axis).evaluate(sizes))
+        width = int(logits.drop(axis).elements.evaluate(sizes)) * DTYPE_BITS["float32"] // 8
         most = max(1, min(seq, self.positions or self.logits_bytes // width))
         fewest = -(-seq // most)
         count = next((n for n in range(fewest, 2 * fewest) if seq % n == 0), fewest)
@@ -68,7 +70,7 @@ def next_token_loss(
                 Problem("unknown-name", f"no {what} is called {name}", None, tuple(known), nearest(name, known))
             )
     count, length = (1, 0)
-    if chunk is not None and STREAM in graph.output(logits).axes:
+    if chunk is not None and along(graph.output(logits).type) in graph.output(logits).axes:
         count, length = chunk.split(graph.output(logits).type, sizes or {})
     return prune(_Loss(tokens, logits, count, length, sizes or {}).run(graph))
 
@@ -77,10 +79,12 @@ class _Loss(Replay):
     def __init__(self, tokens: str, logits: str, count: int, length: int, sizes: Mapping[str, int]) -> None:
         super().__init__()
         self.tokens, self.logits, self.count, self.length, self.sizes = tokens, logits, count, length, sizes
+        self.axis = STREAM
 
     def outputs(self, graph: Graph) -> list[tuple[str, Value]]:
         inputs = {n.op.label: n.result for n in graph.leaves(Input) if isinstance(n.op, Input)}
         b, logits = self.b, graph.output(self.logits)
+        self.axis = along(logits.type)
         with b.at("loss"):
             tokens = self.map[inputs[self.tokens].id]
             if f"{STREAM}_lengths" in inputs:
@@ -91,6 +95,10 @@ class _Loss(Replay):
             targets = b.shift(tokens, STREAM, -1)
             following = b.add(b.positions(tokens, STREAM), b.constant(1, "int32"))
             mask = b.cast(b.greater(lengths, following), "float32")
+            if self.axis == RECENT:  # what is predicted from the last positions alone
+                latest = latest_of(graph)
+                assert latest is not None
+                targets, mask = b.one(latest, targets), b.one(latest, mask)
             if self.count > 1:
                 total = self.chunked(graph, logits, targets, mask)
             else:
@@ -111,7 +119,7 @@ class _Loss(Replay):
         """Further terms of the loss, each the mean over rows, which count by their positions with a next token: so
         those of micro-batches add up to the whole batch's, as the cross-entropies do."""
         b, found = self.b, {}
-        targets = b.reduce(mask, "sum", (STREAM,))
+        targets = b.reduce(mask, "sum", (self.axis,))
         for name, v in graph.outputs:
             if name.startswith(LOSS):
                 mean = b.reduce(b.mul(self.map[v.id], targets), "sum", ("batch",))
@@ -127,7 +135,7 @@ class _Loss(Replay):
     def chunked(self, graph: Graph, logits: Value, targets: Value, mask: Value) -> Value:
         """Each row's summed losses [batch], chunk by chunk."""
         cut, tail = narrowest_cut(graph, logits, self.sizes)
-        b, rows = self.b, mask.type.drop(STREAM)
+        b, rows = self.b, mask.type.drop(self.axis)
         slices = {v.id: self.pieces(self.map[v.id]) for v in cut}
         pieces = [self.pieces(targets), self.pieces(mask)]
         region = Region(b, self.count, CHUNKS)
@@ -143,25 +151,32 @@ class _Loss(Replay):
     def pieces(self, x: Value) -> Value:
         """[…, seq, …] as [chunks, …, seq, …], zeros behind where the chunks are longer together."""
         b, whole = self.b, self.count * self.length
-        padded = b.one(Pad(STREAM, Size.of(0), Size.of(whole) - x.type.size(STREAM)), x)
-        parts = b.one(Split(STREAM, (STREAM, CHUNKS), (Size.of(self.length), Size.of(self.count))), padded)
+        padded = b.one(Pad(self.axis, Size.of(0), Size.of(whole) - x.type.size(self.axis)), x)
+        parts = b.one(Split(self.axis, (self.axis, CHUNKS), (Size.of(self.length), Size.of(self.count))), padded)
         return b.arrange(parts, (CHUNKS, *x.axes))
 
 
 def _summed(b: Builder, logits: Value, targets: Value, mask: Value) -> Value:
     """Each row's cross-entropy summed over the positions that the mask holds."""
     losses = cross_entropy(b, logits, b.arrange(targets, [a for a in logits.axes if a in targets.axes]))
-    return b.reduce(b.mul(losses, b.arrange(mask, losses.axes)), "sum", (STREAM,))
+    return b.reduce(b.mul(losses, b.arrange(mask, losses.axes)), "sum", (along(logits.type),))
+
+
+def along(logits: TensorType) -> str:
+    """The axis of the positions that logits are of."""
+    return RECENT if RECENT in logits.axes else STREAM
 
 
 def narrowest_cut(graph: Graph, logits: Value, sizes: Mapping[str, int]) -> tuple[list[Value], list[Node]]:
     """The values from which ``logits`` follow position by position, where they have the fewest elements a position,
     and the nodes between, in order. Of narrow places the one next to the logits."""
 
-    def width(values: Iterable[Value]) -> int:
-        return sum(int(v.type.drop(STREAM, "batch").elements.evaluate(sizes)) for v in values)
+    axis = along(logits.type)
 
-    alone = _alone(graph)
+    def width(values: Iterable[Value]) -> int:
+        return sum(int(v.type.drop(axis, "batch").elements.evaluate(sizes)) for v in values)
+
+    alone = _alone(graph, axis)
     needed: dict[int, Value] = {logits.id: logits}
     passed: list[Node] = []
     best, between, least = dict(needed), 0, width(needed.values())
@@ -170,7 +185,7 @@ def narrowest_cut(graph: Graph, logits: Value, sizes: Mapping[str, int]) -> tupl
             continue  # what another node makes stays a value of the cut
         for v in node.results:
             needed.pop(v.id, None)
-        needed |= {v.id: v for v in node.operands if STREAM in v.axes}
+        needed |= {v.id: v for v in node.operands if axis in v.axes}
         passed.append(node)
         now = width(needed.values())
         if now < least:
@@ -180,16 +195,16 @@ def narrowest_cut(graph: Graph, logits: Value, sizes: Mapping[str, int]) -> tupl
     return list(best.values()), passed[:between][::-1]
 
 
-def _alone(graph: Graph) -> set[int]:
-    """Nodes (by identity) that treat each position alone: all that they take and give along the stream has the axis."""
+def _alone(graph: Graph, axis: str) -> set[int]:
+    """Nodes (by identity) that treat each position alone: all that they take and give of the axis has it."""
     flows: set[int] = set()
     found: set[int] = set()
     for node in graph.nodes:
         taken = [v for v in node.operands if v.id in flows]
-        if taken or any(STREAM in v.axes for v in node.results):
+        if taken or any(axis in v.axes for v in node.results):
             flows.update(v.id for v in node.results)
-        if taken and node.op.region is None and all(STREAM in v.axes for v in (*taken, *node.results)):
+        if taken and node.op.region is None and all(axis in v.axes for v in (*taken, *node.results)):
             types = [v.type for v in node.operands]
-            if node.op.along(STREAM, types) is Along.POINTWISE:
+            if node.op.along(axis, types) is Along.POINTWISE:
                 found.add(id(node))
     return found

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from compiler.errors import PhaseError, Problem, SpecError, nearest
-from compiler.graph.ir import Graph
+from compiler.graph.ir import Graph, Node
 from compiler.language.model import Model
+from compiler.ops.latest import Latest, LatestHeld
 from compiler.ops.leaves import Input, Positions, State
 from compiler.ops.state import HEADS_FIRST, CacheLayout
 from compiler.passes import differentiate as differentiation
@@ -251,6 +252,8 @@ def check_sizes(graph: Graph, sizes: Mapping[str, int]) -> None:
     if missing:
         raise SpecError(missing_size(missing))
     for node, _ in graph.walk():
+        if isinstance(node.op, (Latest, LatestHeld)):
+            _enough(node, node.op, sizes)
         limit = node.op.limit if isinstance(node.op, Positions) else None
         if limit is not None:  # with a start they count on from what a cache of ``capacity`` holds
             here = int(node.result.type.sizes[-1].evaluate(sizes))
@@ -258,6 +261,15 @@ def check_sizes(graph: Graph, sizes: Mapping[str, int]) -> None:
             if asked > limit:
                 message = f"{node.path} tells {limit:,} positions apart, and {asked:,} are asked for"
                 raise SpecError(Problem("out-of-capacity", message, node.position, (f"lengths up to {limit}",)))
+
+
+def _enough(node: Node, op: Latest | LatestHeld, sizes: Mapping[str, int]) -> None:
+    """Raises SpecError where a sequence is shorter than what is taken of its end."""
+    count = int((op.count if isinstance(op, Latest) else op.keep).constant)
+    length = sizes.get("capacity" if isinstance(op, LatestHeld) else "seq", count)
+    if count > length:
+        message = f"{node.path} takes the last {count:,} positions of {length:,}"
+        raise SpecError(Problem("too-short", message, node.position, (f"lengths from {count:,} on",)))
 
 
 def known_pass(name: str) -> str:

@@ -74,10 +74,11 @@ def _attention(s: Select, node: Node) -> str:
     assert isinstance(op, (Attend, AttendCached, AttendGradient))
     queries, keys = s.number(node.operands[0], op.queries), s.number(node.operands[1], op.keys)
     if isinstance(op, AttendCached):
+        few = queries <= FEW_QUERIES and not op.placed  # queries that lie where the call's own keys do
         if "lanes" in node.operands[3].axes:
-            return "diagonal" if queries <= FEW_QUERIES else "blocked"
+            return "diagonal" if few else "blocked"
         slots = s.number(node.operands[3], "slots")
-        if s.choice.streamed and queries <= FEW_QUERIES:
+        if s.choice.streamed and few:
             return "streamed"
         if s.choice.doubled and queries == 1 and _single(node):
             return "doubled"

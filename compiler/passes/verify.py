@@ -18,9 +18,11 @@ ADDED_BY: dict[str, frozenset[str]] = {
         "arrange", "rename", "split", "merge", "reduce", "expand", "concat", "slice", "pad", "shift",
         "recur", "linear_attend", "short_conv", "conv", "pool", "choose", "pick_experts", "dispatch", "expert_dot",
         "collect", "attend_latent", "ordinal", "one_hot", "seats", "choose_tokens", "to_seats", "from_seats",
+        "latest", "kept",
     }),
     "phase": frozenset({
         "state", "append", "keep_last", "keep_tail", "replace", "last_valid", "after", "attend_cached",
+        "latest_held", "latest_count",
     }),
     "loss": frozenset({"pick"}),
     "pack": frozenset({"unpack", "dot_packed"}),

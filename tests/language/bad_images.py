@@ -58,3 +58,23 @@ case("split into nothing", kernel("", "output: §split(input, axis=channel)"), "
      says="split(x, axis=embed, heads=4, head_dim=16)")  # fmt: skip
 case("split with a rest", kernel("", "output: §split(input, axis=height, high=4, low=2)"), "indivisible",
      says="height = 6 does not split into 4 x 2")  # fmt: skip
+
+# -- markers, entries of a context, another spec as a node
+case("a marker of numbers", f"{HEAD}graph: [relu]\n".replace("image, size: [6, 6]", "count, §marker: 2"),
+     "misplaced-key", says="marker is of image and video, and this is count")  # fmt: skip
+case("a marker of one image", HEAD.replace("{kind", "§{kind").replace("6]}", "6], marker: 2}") + "graph: [relu]\n",
+     "missing-key", says="how many belong to one row")  # fmt: skip
+case("an entry of nothing",
+     graph("[embed, {rms_norm: , name: n}, {attention: {kv_heads: 2}, from: §{entry: n}}, unembed]"),
+     "unknown-port", says="the port entry is of a context")  # fmt: skip
+
+
+def inner(options: str) -> str:
+    return images(f"{{model: {{{options}}}}}")
+
+
+case("no spec", inner("spec: §nfnet-f77"), "unknown-spec", "nfnet-f6")
+case("a spec that reads tokens", inner("spec: §gemma-2b"), "dtype-mismatch", says="gemma-2b reads tokens")
+case("images of another size", inner("spec: §nfnet-f0"), "axis-mismatch", "set: the size of its input images")
+case("a chain misspelt", inner("spec: nfnet-f0, set: {resolution: 6}, output: §feature"), "unknown-name", "features")
+case("an arg misspelt", inner("spec: nfnet-f0, set: {§resolutoin: 6}"), "unknown-name", "resolution")

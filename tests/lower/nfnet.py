@@ -33,10 +33,11 @@ def act(x: Array) -> Array:
 
 
 class Numpy:
-    """The network of table 1 with small widths; ``given`` by label, layers of a repeat stacked."""
+    """The network of table 1 with small widths; ``given`` by label, layers of a repeat stacked; ``group``: channels of
+    one group."""
 
-    def __init__(self, given: Mapping[str, Array], depth: int, widths: tuple[int, ...]) -> None:
-        self.given, self.depth, self.widths = given, depth, widths
+    def __init__(self, given: Mapping[str, Array], depth: int, widths: tuple[int, ...], group: int = GROUP) -> None:
+        self.given, self.depth, self.widths, self.group = given, depth, widths, group
 
     def weight(self, path: str, layer: int | None = None) -> Array:
         stacked = {k: a for k, a in self.given.items() if k.partition("[")[0] == path}
@@ -59,7 +60,7 @@ class Numpy:
         return ref.conv(x, w, stride, "same", groups) + self.weight(f"{path}.bias", layer)
 
     def branch(self, x: Array, path: str, width: int, stride: int, layer: int | None) -> Array:
-        groups = width // 2 // GROUP
+        groups = width // 2 // self.group
         y = act(self.conv(x, f"{path}.conv0", layer=layer))
         y = act(self.conv(y, f"{path}.conv1", stride, groups, layer))
         y = act(self.conv(y, f"{path}.conv1b", 1, groups, layer))
@@ -70,7 +71,7 @@ class Numpy:
         y = 2 / (1 + np.exp(-h))[:, None, None] * y
         return ALPHA * self.weight(f"{path}.skip_gain.gain", layer) * y
 
-    def forward(self, x: Array) -> dict[str, Array]:
+    def features(self, x: Array) -> Array:
         for i, stride in enumerate((2, 1, 1, 2)):
             x = self.conv(x if i == 0 else act(x), f"stem{i}", stride)
         variance = 1.0
@@ -84,7 +85,10 @@ class Numpy:
                 y = act(x) / np.sqrt(variance)
                 x = x + self.branch(y, f"stage{s}.block.branch", width, 1, layer)
                 variance += ALPHA**2
-        features = act(self.conv(x, "final"))
+        return act(self.conv(x, "final"))
+
+    def forward(self, x: Array) -> dict[str, Array]:
+        features = self.features(x)
         logits = features.mean((1, 2)) @ self.weight("classifier.weight") + self.weight("classifier.bias")
         return {"features": features, "logits": logits}
 

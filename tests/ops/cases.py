@@ -19,7 +19,7 @@ from compiler.ops.recurrence import Recur, ShortConv
 from compiler.ops.rotate import Rotate
 from compiler.ops.rows import FromRows, ToRows
 from compiler.ops.shape import Merge, Pad, Split
-from tests.ops import linear_cases, packed_cases, seat_cases, window_cases
+from tests.ops import latest_cases, linear_cases, packed_cases, seat_cases, window_cases
 from tests.ops import reference as ref
 from tests.ops.build import Case
 
@@ -194,6 +194,19 @@ def _attention() -> list[Case]:
     def dense(x: Any) -> Any:
         return lambda b, t, s, h: x[t, h, s]
 
+    def segmented(implementation: str) -> Case:
+        """Numbers of keys alike in all rows; a query whose number no key has; keys behind a row's length."""
+        op = Attend(scale=0.6, segments=True, implementation=implementation, **cross)
+        inputs = {"q": q, "k": frames, "v": frames, "mine": "batch=2 seq=5:int32", "theirs": "frame=6:int32",
+                  "n": "batch=2:int32"}  # fmt: skip
+        values = {"mine": [[0, 1, 1, 2, 3], [3, 3, 0, 1, 2]], "theirs": [1, 1, 2, 2, 3, 3], "n": [6, 5]}
+
+        def expect(q: Any, k: Any, v: Any, mine: Any, theirs: Any, n: Any) -> Any:
+            segments = mine, np.stack([theirs, theirs])
+            return ref.attend(q, k, v, scale=0.6, causal=False, lengths=n, segments=segments)
+
+        return Case(f"attend_segments_{implementation}", inputs, lambda b, *xs: b.apply(op, *xs)[0], expect, values)
+
     both = Buckets(8, 5, ahead=True)
     one_kv, wide = "batch=2 seq=5 kv_heads=1 head_dim=3", "batch=2 seq=5 kv_heads=2 value_dim=6"
     frames = "batch=2 frame=6 kv_heads=2 head_dim=3"
@@ -223,6 +236,11 @@ def _attention() -> list[Case]:
         Case("attend_prefix", {"q": q, "k": k, "v": k, "p": "batch=2:int32"},
              lambda b, q, k, v, p: b.attend(q, k, v, prefix=p, scale=0.6),
              lambda q, k, v, p: ref.attend(q, k, v, scale=0.6, prefix=p), {"p": [3, 0]}),
+        *(segmented(i) for i in tiles),
+        Case("attend_packed", {"q": q, "k": k, "v": k, "n": "batch=2 seq=5:int32"},
+             lambda b, q, k, v, n: b.attend(q, k, v, scale=0.6, query_segments=n, key_segments=n),
+             lambda q, k, v, n: ref.attend(q, k, v, scale=0.6, segments=(n, n)),
+             {"n": [[0, 0, 1, 1, 1], [2, 2, 2, 2, 0]]}),
         Case("attend_sinks", {"q": q, "k": k, "v": wide, "sinks": "heads=4"},
              lambda b, q, k, v, s: b.attend(q, k, v, window=2, scale=0.6, sinks=s),
              lambda q, k, v, s: ref.attend(q, k, v, scale=0.6, window=2, sinks=s)),
@@ -344,7 +362,7 @@ def _experts() -> list[Case]:
 
 CASES = [
     *_elementwise(), *_shapes(), *_products(), *_attention(), *_recurrences(), *_experts(), *seat_cases.cases(),
-    *packed_cases.cases(), *window_cases.cases(), *linear_cases.cases(),
+    *packed_cases.cases(), *window_cases.cases(), *linear_cases.cases(), *latest_cases.cases(),
 ]  # fmt: skip
 untested = set(TABLE) - {c.id for c in CASES}
 assert not untested, f"functions without a case: {untested}"

@@ -28,9 +28,10 @@ def norm(kind: str, eps: float) -> Any:
 
 def attend(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True, window: int | None = None,
            softcap: float | None = None, lengths: Array | None = None, first: int = 0, chunk: int | None = None,
-           prefix: Array | None = None, added: Any = None, sinks: Array | None = None) -> Array:  # fmt: skip
+           prefix: Array | None = None, added: Any = None, sinks: Array | None = None,
+           segments: tuple[Array, Array] | None = None) -> Array:  # fmt: skip
     """[b t h d], [b s kv d]; ``first``: position of the first query, counted from the first key; ``added``: a function
-    of (b, t, s, h) that gives what is added to a score."""
+    of (b, t, s, h) that gives what is added to a score; ``segments``: numbers [b t] and [b s] that must be equal."""
     out = np.zeros((*q.shape[:3], v.shape[-1]))
     group = q.shape[2] // k.shape[2]
     for b, t, h in np.ndindex(*q.shape[:3]):
@@ -40,6 +41,7 @@ def attend(q: Array, k: Array, v: Array, *, scale: float, causal: bool = True, w
             and (window is None or abs(first + t - s) < window)
             and (chunk is None or (first + t) // chunk == s // chunk)
             and (lengths is None or s < lengths[b])
+            and (segments is None or segments[0][b, t] == segments[1][b, s])
         ]  # fmt: skip
         if seen:
             scores = (k[b, seen, h // group].astype(np.float64) @ q[b, t, h].astype(np.float64)) * scale

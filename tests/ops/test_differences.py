@@ -49,11 +49,20 @@ BLOCKS = {
     "embed": [],
     "fill": ["linear: {to: embed}, name: features", "fill: 3, from: {input: table, features: features, ids: tokens}"],
     "gain": ["gain: {act: tanh}"],
+    "latest": [
+        "latest: {count: 3}, name: last",
+        "attention: {over: recent, position: {rope: {fraction: 0.5}}}, from: {input: last, context: table}",
+    ],
     "latent_attention": ["latent_attention: {rank: 6, rotary_dim: 2, value_dim: 3, query_rank: 5}"],
     "layer_norm": ["layer_norm: {bias: true}"],
     "linear": ["linear: {to: embed, bias: true}"],
     "merge": ["merge: {axes: embed, to: mlp}", "linear: {to: embed}"],
     "mlp": ["mlp: {gate: gelu_tanh, bias: true}"],
+    "model": [
+        "model: {spec: smollm2-135m, set: {vocab: 11, embed: 8, mlp: 12, heads: 2, kv_heads: 1, head_dim: 4, "
+        "layers: 1}}, from: tokens, name: inner",
+        "linear: {to: embed}",
+    ],
     "moe": [
         "moe: {gate: silu}",
         "moe: {act: tanh, capacity: 0.75, score: sigmoid, balance: 0.5, z_loss: 0.1}, name: second",

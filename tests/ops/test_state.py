@@ -20,9 +20,11 @@ from compiler.lower.registry import Context
 from compiler.ops import attention
 from compiler.ops.attention import AttendCached
 from compiler.ops.bias import Bias, Buckets, Relative, Slopes
+from compiler.ops.latest import LatestCount, LatestHeld
 from compiler.ops.leaves import Input
 from compiler.ops.state import After, Append, CacheLayout, KeepLast, KeepTail, slots_of
 from compiler.passes.select import Choice
+from tests.ops import latest_cases
 from tests.ops import reference as ref
 from tests.ops.build import Case, close, tensor
 
@@ -113,6 +115,50 @@ def test_last_valid_and_after() -> None:
     close(case.run(case.graph(), arrays)[0][:, 0], arrays["x"][[0, 1], VALID - 1], 0)
     same = Case("after", {"x": "seq=4", "y": "seq=2"}, lambda b, x, y: b.one(After(), x, y))
     close(same.run(same.graph(), same.arrays())[0], same.arrays()["x"], 0)
+
+
+@pytest.mark.parametrize("length", [2, 5])  # fewer and more new entries than are kept
+def test_the_latest_that_are_held(length: int) -> None:
+    """Of rows that begin, that have few entries and that have many; the first one first."""
+    draw, keep = np.random.default_rng(0), 4
+    start, valid = np.array([0, 1, 6], np.int32), np.array([length, 1, 2], np.int32)
+    x, tail = draw.normal(size=(3, length, 2)).astype("f4"), draw.normal(size=(3, keep, 2)).astype("f4")
+    op, count = LatestHeld(Size.of(keep)), LatestCount(Size.of(keep))
+    inputs = {"x": f"batch=3 seq={length} embed=2", "tail": f"batch=3 taps={keep} embed=2",
+              "start": "batch=3:int32", "valid": "batch=3:int32"}  # fmt: skip
+    case = Case("latest_held", inputs, lambda b, x, t, s, v: (b.one(op, x, t, s, v), *b.apply(count, s, v)))
+    found, first, made = case.run(case.graph(), {"x": x, "tail": tail, "start": start, "valid": valid})
+    for row, want in enumerate(latest_cases.held(tail, x, start, valid, keep)):
+        close(found[row, : len(want)], want, 0)
+        assert (first[row], made[row]) == (start[row] + valid[row] - len(want), len(want))
+    nothing = case.run(case.graph(), {"x": x, "tail": tail, "start": start, "valid": np.zeros(3, np.int32)})
+    assert not np.asarray(nothing[2]).any()
+
+
+@pytest.mark.parametrize("implementation", ["plain", "blocked"])
+def test_queries_that_begin_before_the_call(implementation: str) -> None:
+    """The last 4 positions of each row look at the cache and at this call's keys, at none behind themselves."""
+    draw, lengths, start = np.random.default_rng(0), np.array([9, 6]), np.array([6, 3], np.int32)
+    k, v = (draw.normal(size=(2, 9, 2, 4)).astype("f4") for _ in range(2))
+    q = draw.normal(size=(2, 4, 4, 4)).astype("f4")
+    b = Builder()
+    names = {"q": "batch=2 recent=4 heads=4 head_dim=4", "k": "batch=2 seq=3 kv_heads=2 head_dim=4",
+             "v": "batch=2 seq=3 kv_heads=2 head_dim=4", "old_k": "batch=2 kv_heads=2 slots=9 head_dim=4",
+             "old_v": "batch=2 kv_heads=2 slots=9 head_dim=4"}  # fmt: skip
+    x = [b.append(Input(name), (), (tensor(axes),))[0] for name, axes in names.items()]
+    rows = [b.append(Input(name), (), (tensor("batch=2", "int32"),))[0] for name in ("start", "first")]
+    op = AttendCached("recent", "seq", scale=0.5, placed=True, implementation=implementation)
+    graph = b.finish([("out", b.apply(op, *x, *rows)[0])])
+    new = [np.stack([y[r, start[r] : start[r] + 3] for r in range(2)]) for y in (k, v)]
+    old = [np.stack([np.where(np.arange(9)[:, None, None] < start[r], y[r], 9.0) for r in range(2)]) for y in (k, v)]
+    arrays = dict(zip(names, [q, *new, *(y.transpose(0, 2, 1, 3).astype("f4") for y in old)], strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowering, "BLOCK", 4)
+        found = run(graph, Context({}, {**arrays, "start": start, "first": (lengths - 4).astype(np.int32)}))["out"]
+    for row in range(2):
+        want = ref.attend(q[row, None], k[row, None, : lengths[row]], v[row, None, : lengths[row]], scale=0.5,
+                          first=int(lengths[row]) - 4)  # fmt: skip
+        close(found[row], want[0], 2e-5)
 
 
 def extending(
