@@ -65,13 +65,15 @@ def test_a_missing_size_is_told_in_the_same_words_everywhere(tmp_path: Path) -> 
     spec = tmp_path / "two.yaml"
     spec.write_text(TWO_INPUTS.replace(", frames: 20", ""))
     calls = (("simulate", "--machine", "v5e"), ("compile", "--phase", "forward"), ("trace", "--tokens", "1"),
-             ("explain", "--parallel", "fsdp", "--mesh", "fsdp=2", "--batch", "2"))  # fmt: skip
+             ("explain", "--parallel", "fsdp", "--mesh", "fsdp=2", "--batch", "2"), ("train", "--synthetic"))  # fmt: skip
     for verb, *rest in calls:
         (problem,) = run_json(verb, spec, *rest, code=2)["problems"]
         assert problem["message"] == "the model needs a size for frames" and problem["code"] == "missing-size", verb
         assert problem["suggestion"].startswith("--size frames=16")
-    (problem,) = run_json("train", spec, "--synthetic", code=2)["problems"]  # whatever size is given
-    assert problem["code"] == "missing-input" and "reads audio" in problem["message"]
+    words = tmp_path / "words.txt"
+    words.write_text("nothing but words")
+    (problem,) = run_json("train", spec, "--text", words, "--size", "frames=16", code=2)["problems"]
+    assert problem["code"] == "missing-input" and "audio" in problem["message"]
 
 
 def test_what_leads_nowhere_is_named_as_it_was_given(tmp_path: Path) -> None:
