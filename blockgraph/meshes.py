@@ -386,7 +386,8 @@ def explain(model: Model, request: Request, target: Target) -> dict[str, Any]:
 
 
 def check_training(phase: str, given: Mapping[str, Any]) -> Training:
-    """The options of a training step that were given. Raises for another phase, and for values that are none."""
+    """The options of a training step that were given; ``remat_limit`` in GiB. Raises for another phase, and for values
+    that are none."""
     asked = {name: value for name, value in given.items() if value is not None}
     if asked and phase != TRAIN:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
@@ -401,6 +402,8 @@ def check_training(phase: str, given: Mapping[str, Any]) -> Training:
     if "remat_limit" in asked and asked.get("remat") != "auto":
         message = "--remat-limit belongs to --remat auto"
         raise BlockgraphError(Problem("conflicting-options", message, None, (), "--remat auto"))
+    if "remat_limit" in asked:
+        asked["remat_limit"] *= 2**30
     if "clip" in asked:
         asked["clip"] = asked["clip"] or None
     return Training(**asked)

@@ -139,8 +139,7 @@ def compile_(
 
     options.warn(model, as_json)
     named = phase.value if phase is not None else None
-    limit = None if remat_limit is None else remat_limit * 2**30
-    asked = {"optimiser": optimiser, "moments": moments, "remat": remat, "remat_limit": limit,
+    asked = {"optimiser": optimiser, "moments": moments, "remat": remat, "remat_limit": remat_limit,
              "accumulate": accumulate, "clip": clip, "loss_chunk": loss_chunk}  # fmt: skip
     training = check_training(named or "decode", asked)
     place = folder(out) if out is not None else None

@@ -80,8 +80,7 @@ def train(
     training.data(text, synthetic)
     place = new_folder(save, "--save") if save is not None else None
     model = options.loaded(spec, sets)
-    limit = None if remat_limit is None else remat_limit * 2**30
-    given = {"optimiser": optimiser, "moments": moments, "remat": remat, "remat_limit": limit,
+    given = {"optimiser": optimiser, "moments": moments, "remat": remat, "remat_limit": remat_limit,
              "accumulate": accumulate, "clip": clip, "loss_chunk": loss_chunk}  # fmt: skip
     asked = check_training("train", given)
     with processes.joined(distributed, coordinator, process_count, process_id, patience) as group:

@@ -228,13 +228,11 @@ def _count(start: int, step: int, direction: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Visit:
-    """One instruction of the running program. ``times`` counts a loop without a known count once; ``exact`` is false
-    then. ``place`` is the nearest computation around it that is no fusion, ``outer`` are those around that one;
+class Around:
+    """Where in the running program a computation runs. ``times`` counts a loop without a known count once; ``exact`` is
+    false then. ``place`` is the nearest computation that is no fusion, ``outer`` are those around that one;
     ``caller``: the fusion or call around it."""
 
-    computation: Computation
-    instruction: Instruction
     times: int = 1
     exact: bool = True
     place: str = ""
@@ -243,6 +241,17 @@ class Visit:
     caller: Instruction | None = None
     asynchronous: bool = False
     branches: tuple[tuple[int, int], ...] = ()  # conditionals around it: which (a number of its own), which branch
+
+    def inside(self, computation: str) -> Around:
+        return replace(self, place=computation, outer=(*self.outer, self.place))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit(Around):
+    """One instruction of the running program."""
+
+    computation: Computation
+    instruction: Instruction
 
 
 @dataclass(frozen=True)
@@ -259,24 +268,7 @@ class Trips:
 def walk(module: Module, loops: list[Trips] | None = None) -> Iterator[Visit]:
     """Every instruction that runs, once for each place it is called from; loops are added to ``loops``. All branches
     of a conditional are visited. The combiners of reductions are no part of it."""
-    return _Walk(loops if loops is not None else []).run(Scope(module, module.entry), _State(place=module.entry.name))
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a visit inherits from what is around it."""
-
-    times: int = 1
-    exact: bool = True
-    place: str = ""
-    outer: tuple[str, ...] = ()
-    trips: tuple[int, ...] = ()  # of the loops around it, outermost first; 1 for an unknown one
-    caller: Instruction | None = None
-    asynchronous: bool = False
-    branches: tuple[tuple[int, int], ...] = ()
-
-    def inside(self, computation: str) -> _State:
-        return replace(self, place=computation, outer=(*self.outer, self.place))
+    return _Walk(loops if loops is not None else []).run(Scope(module, module.entry), Around(place=module.entry.name))
 
 
 @dataclass
@@ -284,9 +276,9 @@ class _Walk:
     loops: list[Trips]
     conditionals: int = 0
 
-    def run(self, scope: Scope, at: _State) -> Iterator[Visit]:
+    def run(self, scope: Scope, at: Around) -> Iterator[Visit]:
         for i in scope.computation:
-            yield Visit(scope.computation, i, **vars(at))
+            yield Visit(computation=scope.computation, instruction=i, **vars(at))
             if i.opcode in ("fusion", "call", *STARTS):
                 inside = scope.inside(i)
                 within = at if i.opcode == "fusion" else at.inside(inside.computation.name)
@@ -302,7 +294,7 @@ class _Walk:
                     state = replace(at.inside(name), caller=None, branches=(*at.branches, (number, branch)))
                     yield from self.run(Scope(scope.module, scope.module[name]), state)
 
-    def _loop(self, loop: Loop, at: _State) -> Iterator[Visit]:
+    def _loop(self, loop: Loop, at: Around) -> Iterator[Visit]:
         i, trips = loop.instruction, loop.trips
         self.loops.append(Trips(i.name, i.op_name, trips, loop.written is not None, at.times))
         known = 1 if trips is None else trips

@@ -65,7 +65,8 @@ def test_a_missing_size_is_told_in_the_same_words_everywhere(tmp_path: Path) -> 
     spec = tmp_path / "two.yaml"
     spec.write_text(TWO_INPUTS.replace(", frames: 20", ""))
     calls = (("simulate", "--machine", "v5e"), ("compile", "--phase", "forward"), ("trace", "--tokens", "1"),
-             ("explain", "--parallel", "fsdp", "--mesh", "fsdp=2", "--batch", "2"), ("train", "--synthetic"))  # fmt: skip
+             ("explain", "--parallel", "fsdp", "--mesh", "fsdp=2", "--batch", "2"),
+             ("train", "--synthetic"))  # fmt: skip
     for verb, *rest in calls:
         (problem,) = run_json(verb, spec, *rest, code=2)["problems"]
         assert problem["message"] == "the model needs a size for frames" and problem["code"] == "missing-size", verb

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from blockgraph.meshes import check_training
 from tests.blockgraph.command_line import run
 
 MESH = ("--parallel", "fsdp+tensor", "--mesh", "fsdp=4,model=2", "--phase", "train", "--batch", "8")
@@ -42,6 +43,10 @@ def test_what_does_not_fit_is_told(arguments: tuple[str, ...], said: str) -> Non
 def test_options_of_training_need_a_training_step() -> None:
     done = run("compile", "gemma2-2b", "--remat", "full")
     assert done.exit_code == 2 and "--phase train" in done.stderr
+
+
+def test_a_limit_for_what_is_kept_is_given_in_gib() -> None:
+    assert check_training("train", {"remat": "auto", "remat_limit": 4.0}).remat_limit == 4 * 2**30
 
 
 def test_a_compiled_training_step_holds_exactly_our_collectives() -> None:
