@@ -49,18 +49,31 @@ class Block:
     embedding: int = 0
     bytes: int = 0
     tensors: int = 0
-    layers: set[tuple[int, ...]] = field(default_factory=set)
+    outside: bool = False  # whether some of its weights lie in no repeat
+    each: dict[tuple[int, ...], int] = field(default_factory=dict)  # parameters by layer: outer, then inner repeats
+
+    def _by_layer(self) -> dict[tuple[int, ...], int]:
+        """Where only some of its weights lie in a further repeat, that one is inside it."""
+        depth, found = min(map(len, self.each), default=0), dict[tuple[int, ...], int]()
+        for number, count in self.each.items():
+            found[number[:depth]] = found.get(number[:depth], 0) + count
+        return found
+
+    @property
+    def layers(self) -> int:
+        """How many of it there are; 0 where it is not itself repeated."""
+        return 0 if self.outside else len(self._by_layer())
 
     @property
     def per_layer(self) -> int | None:
         """Parameters of one layer where all hold as many, else None."""
-        count = len(self.layers)
-        return self.parameters // count if count and self.parameters % count == 0 else None
+        counts = set(self._by_layer().values())
+        return counts.pop() if len(counts) == 1 and not self.outside else None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "path": self.path, "parameters": self.parameters, "embedding": self.embedding, "bytes": self.bytes,
-            "tensors": self.tensors, "layers": len(self.layers), "per_layer": self.per_layer,
+            "tensors": self.tensors, "layers": self.layers, "per_layer": self.per_layer,
         }  # fmt: skip
 
 
@@ -79,7 +92,9 @@ def blocks(model: Model) -> dict[str, Block]:
             block.embedding += count if label in embedding else 0
             block.bytes += size
             block.tensors += 1
-            block.layers.update(layers)
+            block.outside |= not layers
+            for number in layers:
+                block.each[number] = block.each.get(number, 0) + count // len(layers)
     return _in_tree_order(found)
 
 
@@ -145,7 +160,7 @@ def summary(model: Model, context: int = CONTEXT, sizes: Mapping[str, int] | Non
             "bytes_by_dtype": by_dtype,
             "by_block": [b.as_json() for b in made.values()],
         },
-        "layers": {b.path: len(b.layers) for b in tops if b.layers},
+        "layers": {b.path: b.layers for b in tops if b.layers},
         "phases": phases(model),
         "state": state(model, context, sizes or {}),
         "weights": list(model.spec.weights),

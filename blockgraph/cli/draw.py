@@ -73,16 +73,33 @@ def schema(
 
 
 def docs(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the pages.")] = Path("docs/reference"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of the pages (default: docs/reference; docs for the gallery)."
+        ),
+    ] = None,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="The page of all shipped specs instead, with their pictures.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the reference pages of blocks and ops from the code.
+    """Write the reference pages of blocks and ops from the code, or the gallery of the shipped specs.
     [dim]blockgraph docs --out docs/reference[/]"""
     from blockgraph.cli.files import folder, within
-    from blockgraph.reference import write
+    from blockgraph.cli.progress import Progress
 
-    place = folder(out)
-    _wrote(within(write(place), place), as_json)
+    place = folder(out or ("docs" if gallery else "docs/reference"))
+    with Progress("writing", as_json, "docs") as progress:
+        if gallery:
+            from blockgraph.reference.gallery import write_gallery
+
+            files = write_gallery(place, progress)
+        else:
+            from blockgraph.reference import write
+
+            files = write(place)
+    _wrote(within(files, place), as_json)
 
 
 def _wrote(files: list[Path], as_json: bool) -> None:

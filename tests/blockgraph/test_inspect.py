@@ -45,7 +45,7 @@ def test_blocks_add_up_and_count_their_layers() -> None:
     inner = [b for path, b in made.items() if path.startswith("layer.")]
     assert made["layer"].parameters == sum(b.parameters for b in inner)
     assert sum(b.parameters for path, b in made.items() if "." not in path) == model.parameter_count()
-    assert len(made["layer"].layers) == 6
+    assert made["layer"].layers == 6
     assert made["layer.attention"].per_layer == 16 * (4 + 2 + 2) * 4 + 16 * 16
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from blockgraph.reference import blocks, examples, ops, text, write
+from blockgraph.reference import blocks, examples, gallery, ops, text, write
 from compiler.language.block import kinds
 from compiler.language.forms import FORMS
+from compiler.language.load import shipped
 from compiler.ops.contract import all_ops
 from compiler.ops.leaves import Leaf
 
@@ -66,3 +67,13 @@ def test_pages_do_not_depend_on_the_order_of_imports_or_hashes(tmp_path: Path) -
     subprocess.run([sys.executable, "-c", script], env=env, check=True, cwd=ROOT)
     for page in write(tmp_path / "here"):
         assert page.read_text(encoding="utf-8") == (tmp_path / page.name).read_text(encoding="utf-8")
+
+
+def test_the_committed_gallery_is_what_the_specs_say() -> None:
+    """Every picture is there; that each is the present one is for who changes a spec (the command takes seconds)."""
+    committed = ROOT / "docs" / "gallery.md"
+    assert committed.read_text(encoding="utf-8") == gallery.page().rstrip() + "\n", (
+        "gallery.md is out of date: run blockgraph docs --gallery"
+    )
+    pictures = {p.stem for p in (ROOT / "docs" / gallery.PICTURES).glob("*.svg")}
+    assert pictures == set(shipped())
