@@ -46,22 +46,41 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     close(found, want)
 
 
+@pytest.mark.slow
+def test_four_processes_are_one(tmp_path: Path) -> None:
+    spec, text = write(tmp_path)
+    common = ("train", spec, "--text", text, "--steps", "3", *OPTIONS, "--json")
+    *want, _ = lines(finish(start(*common)))
+    first, *rest = (finish(p) for p in start_group(4, *common))
+    *found, whole = lines(first)
+    assert rest == [""] * 3 and whole["devices"] == 4
+    close(found, want)
+    asked = saved(spec, tmp_path)
+    first, *rest = (finish(p) for p in start_group(4, *asked, "--parallel", "tensor"))
+    assert rest == [""] * 3 and json.loads(first) == json.loads(finish(start(*asked)))
+
+
 def close(found: list[dict[str, Any]], want: list[dict[str, Any]]) -> None:
     assert len(found) == len(want) == 3
     for a, b in zip(found, want, strict=True):
         np.testing.assert_allclose([a["loss"], a["gradient_norm"]], [b["loss"], b["gradient_norm"]], rtol=1e-5)
 
 
-def test_two_processes_decode_as_one(tmp_path: Path) -> None:
-    spec, _ = write(tmp_path)
+def saved(spec: Path, folder: Path) -> tuple[str | Path, ...]:
+    """Random weights of the spec and a tokenizer of bytes; the command that generates from them."""
     model = loads(SPEC)
-    export(model, random(model, 3), tmp_path / "x.safetensors")
+    export(model, random(model, 3), folder / "x.safetensors")
     letters = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     words = Tokenizer(models.BPE(vocab=letters, merges=[]))
     words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    words.save(str(tmp_path / "tokenizer.json"))
-    common = ("generate", spec, "--weights", tmp_path / "x.safetensors", "--max-tokens", "12", "--json",
-              "--prompt", "several", "--prompt", "rows of unequal length")  # fmt: skip
+    words.save(str(folder / "tokenizer.json"))
+    return ("generate", spec, "--weights", folder / "x.safetensors", "--max-tokens", "12", "--json",
+            "--prompt", "several", "--prompt", "rows of unequal length")  # fmt: skip
+
+
+def test_two_processes_decode_as_one(tmp_path: Path) -> None:
+    spec, _ = write(tmp_path)
+    common = saved(spec, tmp_path)
     alone, whole = finish(start(*common)), finish(start(*common, "--parallel", "tensor", devices=2))
     first, second = (finish(p) for p in start_group(2, *common))
     assert second == "" and json.loads(first) == json.loads(alone) == json.loads(whole)
