@@ -10,7 +10,7 @@ from typing import Any
 from blockgraph.meshes import Device
 from compiler.check import Flops
 from compiler.check.paths import under
-from compiler.ops.experts import ExpertDot, ExpertOuter
+from compiler.ops.experts import ExpertDot, ExpertOuter, tile_rows, tiled_rows
 from compiler.ops.leaves import Leaf
 from compiler.parallel.build import Built
 
@@ -21,7 +21,8 @@ RENAMED = "XLA made one product of several, or left one without its name: the su
 ROOM = {
     "tpu": "an expert's device has room for all rows that can arrive: the text counts the room, the kernel stops at "
     "the last row",
-    "": "XLA for {} multiplies every row that there is room for with the matrix of every expert that the device holds",
+    "": "experts run in tiles of rows: the last tile of each is not full, and how many rows other devices send the "
+    "text does not say",
 }  # fmt: skip
 
 
@@ -72,12 +73,12 @@ def _renamed(rows: Sequence[Difference]) -> list[Difference]:
 
 
 def _in_room(platform: str) -> str:
-    return ROOM.get(platform) or ROOM[""].format(platform.upper())
+    return ROOM.get(platform, ROOM[""])
 
 
 def _room(built: Built, platform: str) -> dict[str, float]:
     """FLOPs of paths with ragged products if every row that there is room for is multiplied; elsewhere than on TPU
-    with the matrix of every expert."""
+    in whole tiles."""
     found: dict[str, float] = {}
     ragged: set[str] = set()
     device = Device(built)
@@ -90,7 +91,12 @@ def _room(built: Built, platform: str) -> dict[str, float]:
         if isinstance(op, (ExpertDot, ExpertOuter)) and getattr(op, "implementation", "ragged") == "ragged":
             weights = outs[0] if isinstance(op, ExpertOuter) else ins[1]
             here = float(weights.size("experts").constant)
-            flops *= float(op.experts.constant) / here * (1 if platform == "tpu" else here)
+            flops *= float(op.experts.constant) / here
+            if platform != "tpu":
+                rows, count = int(ins[0].sizes[0].evaluate(built.sizes)), int(here)
+                # tiles that run while rows are left: the text has one
+                once = here < float(op.experts.constant)
+                flops *= (tile_rows(rows, count) if once else tiled_rows(rows, count)) / rows
             ragged.add(node.path)
         found[node.path] = found.get(node.path, 0.0) + flops
     return {path: flops for path, flops in found.items() if path in ragged}

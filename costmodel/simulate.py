@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 from compiler.errors import Problems, nearest
 from compiler.graph.types import DTYPE_BITS
-from compiler.ops.experts import ExpertDot, ExpertOuter
-from compiler.ops.leaves import Leaf
 from compiler.passes.call import check_chunk, missing_size, unknown_size
 from costmodel import anew
 from costmodel.calls import BATCH, LENGTH, phase_of
@@ -104,12 +102,7 @@ def simulate(
             cache_dtype=cache_dtype, sizes=sizes,
         )  # fmt: skip
 
-    notes = (
-        *model.notes,
-        *((note,) if note else ()),
-        *_ragged(graph, place, env),
-        *anew.notes(model, plan, one_token_again),
-    )
+    notes = *model.notes, *((note,) if note else ()), *anew.notes(model, plan, one_token_again)
     return dataclasses.replace(plan, assumptions=(*plan.assumptions, *told), chunk=chunk, notes=notes)
 
 
@@ -169,29 +162,6 @@ def _aside(graph: Graph, priced: Price, beside_products: float) -> tuple[str, ..
         PADDING: any(item.padding != 0 for item in priced.items),
     }
     return tuple(text for text, has in there.items() if not has)
-
-
-def _ragged(graph: Graph, place: Machine, env: Mapping[str, int]) -> list[str]:
-    """What XLA makes of one product for each expert where it has no kernel for it (everywhere but on TPU): every row
-    with the matrix of every expert. Measured on the compiled text: docs/results/collectives.md."""
-    true, made = 0.0, 0.0
-    for node, times in graph.walk():
-        if isinstance(node.op, Leaf):
-            continue
-        cost = node.op.cost([v.type for v in node.operands], [v.type for v in node.results])
-        flops = float((cost.matrix * times).evaluate(env))
-        ragged = (
-            isinstance(node.op, (ExpertDot, ExpertOuter)) and getattr(node.op, "implementation", "ragged") == "ragged"
-        )
-        true += flops
-        made += flops * (float(node.op.experts.constant) if ragged else 1.0)  # type: ignore[attr-defined]
-    if place.kind == "tpu" or made == true:
-        return []
-    return [
-        f"experts are priced by the rows that they get; the program that XLA for {place.kind.upper()} makes multiplies "
-        f"every row with every expert's matrix, {made / true:.1f} times these FLOPs of products: only a grouped kernel "
-        "of your own comes near this time"
-    ]
 
 
 def _memory(graph: Graph, priced: Price, place: Machine, env: Mapping[str, int], chips: int) -> Memory:

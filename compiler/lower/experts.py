@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from compiler.graph.ir import Node
+from compiler.lower import tiles
 from compiler.lower.basic import align
 from compiler.lower.registry import Array, Context, lowers
 from compiler.lower.rows import from_rows, own, tally, to_rows
@@ -70,7 +71,15 @@ def _expert_dot(ctx: Context, node: Node, x: Array, w: Array, groups: Array) -> 
             right.axes,
             ("experts", *op.contract, *(a for a in right.axes if a not in ("experts", *op.contract))),
         )
-        y = jax.lax.ragged_dot(x, w, groups, precision=ctx.precision(x.dtype), preferred_element_type=jnp.float32)
+        precision, room = ctx.precision(x.dtype), w.shape[0] < int(op.experts.constant)
+
+        def ragged(x: Array, w: Array, groups: Array) -> Array:
+            return jax.lax.ragged_dot(x, w, groups, precision=precision, preferred_element_type=jnp.float32)
+
+        def tiled(x: Array, w: Array, groups: Array) -> Array:
+            return tiles.product(x, w, groups, precision, room)
+
+        y = jax.lax.platform_dependent(x, w, groups, tpu=ragged, default=tiled)
         return (y.astype(out.dtype),)
     letters = dict(zip(dict.fromkeys([*left.axes, *right.axes]), string.ascii_letters, strict=False))
     sides = ["".join(letters[a] for a in axes) for axes in (left.axes, right.axes, out.axes)]
@@ -81,12 +90,20 @@ def _expert_dot(ctx: Context, node: Node, x: Array, w: Array, groups: Array) -> 
 
 @lowers(experts.ExpertOuter)
 def _expert_outer(ctx: Context, node: Node, x: Array, g: Array, groups: Array) -> tuple[Array, ...]:
-    numbers = jax.lax.ragged_dot_general(
-        x, g, groups,
-        jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], []),
-        precision=ctx.precision(x.dtype), preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    return (numbers.astype(node.result.type.dtype),)
+    op: Any = node.op
+    room = groups.shape[0] < int(op.experts.constant)
+    precision, rows = ctx.precision(x.dtype), jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+
+    def ragged(x: Array, g: Array, groups: Array) -> Array:
+        return jax.lax.ragged_dot_general(
+            x, g, groups, rows, precision=precision, preferred_element_type=jnp.float32
+        )  # fmt: skip
+
+    def tiled(x: Array, g: Array, groups: Array) -> Array:
+        return tiles.outer(x, g, groups, precision, room)
+
+    made = jax.lax.platform_dependent(x, g, groups, tpu=ragged, default=tiled)
+    return (made.astype(node.result.type.dtype),)
 
 
 @lowers(experts.Collect)

@@ -21,6 +21,19 @@ BOOKS = ("pairs", "groups")  # axes of what dispatch keeps to find its rows agai
 TINY = 1e-20  # where every sigmoid is 0
 
 
+def tile_rows(rows: int, experts: int) -> int:
+    """Rows of one tile where ragged products run tile by tile (compiler/lower/tiles.py): a power of two, so that what
+    tiles at the ends of experts multiply in vain is about a sixteenth of the rows."""
+    size = 1 << (rows // (16 * experts)).bit_length() - 1 if rows >= 16 * experts else 1
+    return min(256, max(16, size))
+
+
+def tiled_rows(rows: int, experts: int) -> int:
+    """Rows that these tiles multiply, whatever goes to which expert."""
+    tile = tile_rows(rows, experts)
+    return (rows // tile + experts) * tile
+
+
 @op
 @dataclass(frozen=True)
 class Choose(Op):

@@ -209,11 +209,3 @@ def test_no_jax_and_a_quick_start() -> None:
         "plan_text(simulate('gemma2-9b', 'v5e')); assert not [m for m in sys.modules if m.split('.')[0] == 'jax']"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_on_a_gpu_every_expert_multiplies_every_row() -> None:
-    """Told beside the price: XLA has a kernel for ragged products on TPU alone; decode runs dense products anyhow."""
-    (note,) = simulate("mixtral-8x7b", "h100", phase="prefill", batch=1, length=8192).notes
-    assert "every expert's matrix" in note and " 6." in note
-    assert simulate("mixtral-8x7b", "v5e", phase="prefill", batch=1, length=8192).notes == ()
-    assert simulate("mixtral-8x7b", "h100", phase="decode", batch=1, length=8192).notes == ()
