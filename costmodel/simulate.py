@@ -37,6 +37,7 @@ from costmodel.plan import (
 )
 from costmodel.price import Price, price
 from costmodel.roofline import rows, timed
+from costmodel.units import memory_text
 
 if TYPE_CHECKING:
     from compiler.graph.ir import Graph
@@ -102,8 +103,9 @@ def simulate(
             cache_dtype=cache_dtype, sizes=sizes,
         )  # fmt: skip
 
-    notes = *model.notes, *((note,) if note else ()), *anew.notes(model, plan, one_token_again)
-    return dataclasses.replace(plan, assumptions=(*plan.assumptions, *told), chunk=chunk, notes=notes)
+    notes = [*model.notes, *([note] if note else []), *_halves(place), *_dense(graph)]
+    notes += anew.notes(model, plan, one_token_again)
+    return dataclasses.replace(plan, assumptions=(*plan.assumptions, *told), chunk=chunk, notes=tuple(notes))
 
 
 def plan_graph(
@@ -162,6 +164,27 @@ def _aside(graph: Graph, priced: Price, beside_products: float) -> tuple[str, ..
         PADDING: any(item.padding != 0 for item in priced.items),
     }
     return tuple(text for text, has in there.items() if not has)
+
+
+def _halves(place: Machine) -> list[str]:
+    """Of a chip that a compiler sees as several devices."""
+    if (n := place.devices_per_chip) == 1:
+        return []
+    return [
+        f"a {place.name} is {n} devices of {memory_text(place.memory_bytes / n)} each: here the work is divided over "
+        f"them without loss; a program for one of them (compile without --parallel) has one share of the memory"
+    ]
+
+
+def _dense(graph: Graph) -> list[str]:
+    """Of experts that all run, for few tokens."""
+    ops = [n.op for n, _ in graph.walk() if n.op.name == "expert_dot"]
+    if not any(getattr(op, "implementation", "") == "dense" for op in ops):
+        return []
+    return [
+        "of so few tokens every expert runs on every token, as in the program that is compiled: FLOPs and bytes are "
+        "those of all experts, not only of the active ones"
+    ]
 
 
 def _memory(graph: Graph, priced: Price, place: Machine, env: Mapping[str, int], chips: int) -> Memory:

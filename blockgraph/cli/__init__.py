@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from typing import NoReturn
 
 INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+ENDED = 143  # 128 + SIGTERM
 
 
 def main() -> NoReturn:
     """Runs the command line and ends the process: 0 done, 1 a "no" (refused, different), 2 bad input,
-    70 a fault of our own."""
+    70 a fault of our own; 130, 141 and 143 after SIGINT, SIGPIPE and SIGTERM."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _end)  # as a scheduler ends it: children and temporary files go too
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that lacks a sign
@@ -31,6 +35,10 @@ def main() -> NoReturn:
     if not _flushed():
         code = PIPE_CLOSED
     sys.exit(code)  # type: ignore[arg-type]
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise SystemExit(ENDED)
 
 
 def _flushed() -> bool:

@@ -57,6 +57,9 @@ def new_folder(path: str | Path, option: str = "--out") -> Path:
         shown = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
         message = f"{option}: the folder {found} is not empty, it holds {shown}"
         raise BlockgraphError(Problem("already-exists", message, None, ("a new or empty folder",)))
+    place = next(p for p in (found, *found.absolute().parents) if p.exists())
+    if not os.access(place, os.W_OK):  # told now, and not when hours of work are to be written
+        raise BlockgraphError(Problem("file-error", f"{option} {found}: {place} cannot be written"))
     return found
 
 

@@ -131,7 +131,8 @@ def _show_explained(found: dict[str, Any]) -> None:
 
     console = screen.console()
     shown = ", ".join(f"{a}={n}" for a, n in found["mesh"].items())
-    rows = [("strategy", str(found["strategy"])), ("mesh", shown)]
+    call = f"{found['model']} · {found['phase']} · batch {found['batch']:,} · length {found['length']:,}"
+    rows = [("call", call), ("strategy", str(found["strategy"])), ("mesh", shown)]
     rows += [("links", link["text"]) for link in found["links"].values()]
     console.print(screen.facts(rows))
     weights = screen.table("parameter", "where", "bytes a device", title="parameters", left=(0, 1))

@@ -209,3 +209,12 @@ def test_no_jax_and_a_quick_start() -> None:
         "plan_text(simulate('gemma2-9b', 'v5e')); assert not [m for m in sys.modules if m.split('.')[0] == 'jax']"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_a_reader_would_take_amiss_is_a_note() -> None:
+    """A chip of two devices; experts that all run."""
+    (halves,) = simulate("gemma2-2b", "tpu7x", "decode", batch=1, length=1024).notes
+    assert "2 devices of 94.75 GiB each" in halves
+    (dense,) = simulate("mixtral-8x7b", "h100", "decode", batch=1, length=1024).notes
+    assert "every expert runs on every token" in dense
+    assert simulate("mixtral-8x7b", "h100", "prefill", batch=1, length=8192).notes == ()
