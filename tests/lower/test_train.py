@@ -94,7 +94,9 @@ CASES: dict[str, tuple[Optimiser, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("clipped", "momentum") else pytest.mark.slow) for n in CASES]
+)
 def test_steps_equal_jax_and_optax(name: str) -> None:
     optimiser, transform = CASES[name]
     made = model()
@@ -152,7 +154,7 @@ def _update_graph(program: TrainingStep) -> Any:
 @pytest.mark.parametrize(
     "options",
     [
-        {"accumulate": 2},
+        pytest.param({"accumulate": 2}, marks=pytest.mark.slow),
         {"accumulate": 4, "chunk": Chunk(positions=4)},
         {"chunk": Chunk(positions=3), "remat": Rematerialise("dots")},
         {"chunk": Chunk(logits_bytes=4 * 96 * 4 * 6), "remat": Rematerialise("none"), "accumulate": 2},
@@ -215,7 +217,9 @@ def test_parameters_and_state_are_donated() -> None:
 
 
 # -- chunks and micro-batches
-@pytest.mark.parametrize("name", ["attention", "mlp", "experts", "shift", "repeat"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "experts", "repeat", *(pytest.param(n, marks=pytest.mark.slow) for n in ("attention", "shift"))]
+)
 def test_chunks_change_no_number(name: str) -> None:
     made, sizes = spec(name), {"batch": 3, "seq": 7}
     draw = np.random.default_rng(0)

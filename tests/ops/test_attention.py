@@ -41,7 +41,7 @@ def case(t: int, s: int, implementation: str, **options: Any) -> Case:
     return Case("attend", inputs, lambda b, *xs: b.apply(op, *xs))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(t=LENGTHS, s=LENGTHS, causal=st.booleans(), window=WINDOWS, softcap=st.sampled_from([None, 2.0]),
        block=st.integers(2, 6))  # fmt: skip
 def test_blocked_equals_plain(

@@ -187,7 +187,7 @@ EXTRA = {
 }  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     lengths=st.tuples(st.integers(1, 14), st.integers(1, 14)),
     chunk=st.sampled_from([1, 3, 5]),
