@@ -53,6 +53,7 @@ class Spec:
 
 SPECS = {
     "gemma2-2b": Spec("gemma2-2b", {"layers": 4, "vocab": 16384}),
+    "gemma2-2b-8": Spec("gemma2-2b", {"layers": 8, "vocab": 16384}),
     "gemma-7b": Spec("gemma-7b", {"layers": 2, "vocab": 16384}),
     "recurrentgemma-2b": Spec("recurrentgemma-2b", {"layers": 6, "vocab": 16000}),
     "mixtral": Spec("mixtral-8x7b", {"layers": 2, "vocab": 16000, "embed": 1024, "heads": 16, "mlp": 3584}),
@@ -109,6 +110,7 @@ RUNS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("fsdp", "recurrentgemma-2b", "fsdp=8", ("train",), ()),
     ("fsdp+tensor", "gemma2-2b", "fsdp=4,model=2", ALL, ()),
     ("fsdp+tensor+sequence", "gemma2-2b", "fsdp=4,model=2", ("train",), ()),
+    ("pipeline+data", "gemma2-2b-8", "stage=2,data=4", ("train",), ()),
 )
 QUICK = ("gpu:h100:1x8", "tpu:v5e:2x4")
 # of which the automatic style is compiled too

@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,8 @@ def markdown(found: dict[str, Any]) -> str:
         f"Made by `python benchmarks/layouts.py` with the TPU compiler alone ({told}).",
         "Training: one step, bfloat16 weights, AdamW with float32 moments and master weights, full rematerialisation.",
         "GiB of one chip, as the compiler gives them; *needs*: arguments, working memory and results of their own.",
-        "FLOPs, and bytes that a chip sends, are those of one chip in one call; which ones XLA changes, and why, is",
-        "in [collectives](collectives.md).", "",
+        "FLOPs, and bytes that a chip sends, are those of one chip in one call; what XLA changes of what is",
+        "asked, and why, `compile --check` tells ([check](../check.md)).", "",
         f"| {' | '.join(columns)} |", "|---" * len(columns) + "|",
     ]  # fmt: skip
     for r in found["rows"]:
@@ -127,8 +127,19 @@ def markdown(found: dict[str, Any]) -> str:
         ratio = r["flops"]["program"] / r["flops"]["graph"]
         lines.append(f"{head} {gib(m['argument_bytes'])} | {gib(m['temp_bytes'])} | {gib(needed(r))} | "
                      f"{gib(r['usable_bytes'])} | {moved} | {r['flops']['graph']:.4g} ({ratio:.4f}) |")  # fmt: skip
+    lines += ["", *(line for r in found["rows"] for line in more(r))]
     sources = dict.fromkeys(f"{r['name']}: {r['source']}." for r in found["rows"])
     return "\n".join([*lines, "", *sources]) + "\n"
+
+
+def more(row: dict[str, Any]) -> Iterator[str]:
+    """Why a program sends more than was asked for, where that is more than a hundredth."""
+    causes: dict[str, float] = {}
+    for e in row.get("exceptions", ()):
+        causes[e["cause"]] = causes.get(e["cause"], 0.0) + e["sent_found"] - e["sent"]
+    for cause, extra in causes.items():
+        if extra > 0.01 * row["sent"]["expected"]:
+            yield f"- {row['name']} sends {extra / 1e9:.3g} GB more: {cause or 'not known why'}."
 
 
 def wrong(found: dict[str, Any]) -> list[str]:
