@@ -156,7 +156,8 @@ def verdict(comparison: Comparison) -> str:
     others = ", ".join(f"{runs[s]:,} {s}" for s in ("changed", "missing", "extra") if runs[s])
     total = sum(n for s, n in runs.items() if s != "extra")
     kept = f"{runs['equal'] + runs['normalised']:,} of {total:,} collectives are as asked; {others}"
-    ratio = f" ({found / asked:.4g} times)" if asked else ""
+    times = f"{found / asked:.4g}" if asked else "1"
+    ratio = f" ({times} times)" if times != "1" else ""
     return f"not as asked: {kept}. A device sends {found:,} bytes where {asked:,} were asked for{ratio}"
 
 

@@ -48,7 +48,7 @@ def import_(
         return
     if config is None:
         raise BlockgraphError(
-            Problem("bad-option", "no config is given", None, (), "try blockgraph import folder -o my.yaml")
+            Problem("bad-option", "no config is given", None, (), "blockgraph import folder -o my.yaml")
         )
     if out is not None and out.exists() and not force:
         raise BlockgraphError(Problem("already-exists", f"{out} is there already", None, (), "write over it: --force"))
