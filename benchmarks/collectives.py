@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import blockgraph as bg
 from benchmarks import collectives_page as page
-from benchmarks.compile_table import machine, write
+from benchmarks.compile_table import finish, machine
 from blockgraph import compiling
 from compiler.check import collectives, flops
 from compiler.check.hlo import parse as parse_hlo
@@ -202,17 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             line = f"failed: {error}"
             failed.append(f"{call.text}: {error}")
         print("\r\x1b[K" if screen else "", f"{head}: {line}", sep="", file=sys.stderr, flush=True)
-    text = page.markdown(found, sizes_told())
-    print(text)
-    out = given.out or (None if given.only or given.quick else ROOT / "docs" / "results")
-    if out is not None:
-        write(out / "collectives.md", text)
-        write(out / "collectives.json", json.dumps(found, indent=1) + "\n")
-        print(f"written to {out}", file=sys.stderr)
-    faults = [*failed, *page.wrong(found)]
-    for line in faults:
-        print(f"not as wanted: {line}", file=sys.stderr)
-    return 1 if faults else 0
+    text, partly = page.markdown(found, sizes_told()), bool(given.only or given.quick)
+    return finish("collectives", found, text, [*failed, *page.wrong(found)], given.out, partly)
 
 
 def summary(row: dict[str, Any]) -> str:

@@ -248,14 +248,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found["flatness"].append(flatness(phase, announce(f"flat in depth, {phase}"), Path(temporary) / "flat"))
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
-    text = markdown(found)
+    return finish("compile", found, markdown(found), wrong(found), given.out, bool(given.only))
+
+
+def finish(name: str, found: Any, text: str, faults: Sequence[str], out: Path | None, partly: bool) -> int:
+    """Prints a page; writes it and its data, by default into docs/results where nothing was left out. Gives the exit
+    code: 1 where something is not as wanted."""
     print(text)
-    out = given.out or (None if given.only else Path(__file__).resolve().parents[1] / "docs" / "results")
+    out = out or (None if partly else Path(__file__).resolve().parents[1] / "docs" / "results")
     if out is not None:
-        write(out / "compile.md", text)
-        write(out / "compile.json", json.dumps(found, indent=1) + "\n")
+        write(out / f"{name}.md", text)
+        write(out / f"{name}.json", json.dumps(found, indent=1) + "\n")
         print(f"written to {out}", file=sys.stderr)
-    faults = wrong(found)
     for line in faults:
         print(f"not as wanted: {line}", file=sys.stderr)
     return 1 if faults else 0

@@ -10,7 +10,6 @@ Needs blockgraph[tpu]; no accelerator.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import blockgraph as bg
 from benchmarks import collectives_page as page
-from benchmarks.compile_table import GIB, machine, write
+from benchmarks.compile_table import GIB, finish, machine
 from compiler.errors import BlockgraphError
 from compiler.parallel.request import Training
 from costmodel.machines import machine as card
@@ -173,17 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found["rows"].append(measure(row, lambda stage: print(f"  {stage}", file=sys.stderr, flush=True)))
             except BlockgraphError as error:
                 found["rows"].append({**asdict(row), "verdict": "no verdict", "message": str(error)})
-    text = markdown(found)
-    print(text)
-    out = given.out or (None if given.only else Path(__file__).resolve().parents[1] / "docs" / "results")
-    if out is not None:
-        write(out / "layouts.md", text)
-        write(out / "layouts.json", json.dumps(found, indent=1) + "\n")
-        print(f"written to {out}", file=sys.stderr)
-    faults = wrong(found)
-    for line in faults:
-        print(f"not as wanted: {line}", file=sys.stderr)
-    return 1 if faults else 0
+    return finish("layouts", found, markdown(found), wrong(found), given.out, bool(given.only))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def compile_lowered(lowered: Any, target: Target, options: dict[str, Any]) -> tu
             needed, available = refusal_sizes(message)
             return _refused("compiler", message, needed, available), None
         raise TargetError(f"the compiler for {target} failed: {first_line(error)}", "compiler-failed") from error
-    memory = memory_figures(compiled.memory_analysis())
+    memory = memory_figures(compiled.memory_analysis(), target.platform)
     notes: list[str] = []
     outcome: dict[str, Any] = {"verdict": "accepted", "memory": memory, "notes": notes}
     outcome["cost"] = cost_figures(_asked(compiled, "cost_analysis", notes))

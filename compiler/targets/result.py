@@ -71,13 +71,17 @@ def _bytes(number: str, unit: str) -> int | None:
         return None
 
 
-def memory_figures(stats: Any) -> dict[str, int | None]:
-    """The compiler's memory analysis as plain numbers."""
+def memory_figures(stats: Any, platform: str = "") -> dict[str, int | None]:
+    """The compiler's memory analysis as plain numbers. XLA for CPU leaves its working memory, which is one buffer, out
+    of its peak: there the peak is the sum."""
     figures: dict[str, int | None] = {}
     for key in MEMORY:
         name = "peak_memory_in_bytes" if key == "peak_bytes" else key.replace("_bytes", "_size_in_bytes")
         value = getattr(stats, name, None)
         figures[key] = None if value is None or (key == "peak_bytes" and value <= 0) else int(value)
+    if platform == "cpu":
+        parts = [figures[key] for key in ("argument_bytes", "output_bytes", "temp_bytes")]
+        figures["peak_bytes"] = None if None in parts else sum(p or 0 for p in parts) - (figures["alias_bytes"] or 0)
     return figures
 
 

@@ -175,15 +175,17 @@ def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told.exit_code == 130 and told.output == ""
 
 
-def test_an_interrupt_from_the_keyboard_while_compiling(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_while_compiling_leaves_nothing(tiny: Path, tmp_path: Path, number: int, code: int) -> None:
+    """From the keyboard, or from a scheduler."""
     command = [sys.executable, "-m", "blockgraph", "compile", str(tiny), "--out", str(tmp_path / "out")]
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not [*tmp_path.glob("out/.*/compiler.log")] and time.monotonic() < deadline:
         time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     out, error = child.communicate(timeout=30)
-    assert (child.returncode, out, error) == (130, "", "")
+    assert (child.returncode, out, error) == (code, "", "")
     assert not (tmp_path / "out").exists()
 
 

@@ -89,6 +89,13 @@ def test_more_kept_is_less_computed(name: str) -> None:
     assert flops[0] - flops[2] > 0.5 * forward
 
 
+def test_one_trip_computes_nothing_again() -> None:
+    """XLA makes straight code of it and would merge what we ask to be computed again."""
+    made = load("gemma2-9b", SMALL | MODELS["gemma2-9b"] | {"layers": 2})
+    full, none = (training_pipeline(made, SIZES, remat=Rematerialise(p)).run(made.graph) for p in ("full", "none"))
+    assert recomputed(full) == recomputed(none)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_auto_keeps_within_its_limit_and_gains_with_it(name: str) -> None:
     full = graph(name, Rematerialise("full"))

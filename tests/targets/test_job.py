@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from compiler.errors import SpecError, TargetError
+from compiler.errors import InternalError, SpecError, TargetError
 from compiler.targets import Job, environment, parse_target, run
 
 UPDATE = "tests.targets.entries:update"
@@ -142,7 +142,10 @@ def test_a_problem_of_the_spec_comes_back_as_itself(tmp_path: Path) -> None:
 
 
 def test_an_entry_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
-    code, message = problem_of(job("cpu", tmp_path, "tests.targets.entries:broken"))
+    with pytest.raises(InternalError) as caught:
+        run(job("cpu", tmp_path, "tests.targets.entries:broken"))
+    assert caught.value.exit_code == 70
+    ((code, message),) = ((p.code, p.message) for p in caught.value.problems)
     assert code == "entry-failed" and "ValueError: seven is not eight (a fault of Blockgraph" in message
     assert str(tmp_path / "compiler.log") in message
 

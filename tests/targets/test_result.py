@@ -43,6 +43,13 @@ def test_figures_the_compiler_does_not_give_are_none() -> None:
     assert figures["peak_bytes"] is None and figures["temp_bytes"] is None
 
 
+def test_the_peak_on_a_cpu_holds_its_working_memory() -> None:
+    sizes = {"argument": 100, "output": 30, "temp": 50, "alias": 20}
+    stats = SimpleNamespace(peak_memory_in_bytes=110, **{f"{k}_size_in_bytes": n for k, n in sizes.items()})
+    assert memory_figures(stats, "cpu")["peak_bytes"] == 160
+    assert memory_figures(stats, "tpu")["peak_bytes"] == 110
+
+
 def test_a_result_survives_json() -> None:
     result = Result("accepted", "cpu", "ab", {"jax": "1"}, notes=("one",))
     assert Result.from_json(result.as_json()) == result
