@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from blockgraph import api
 from blockgraph.meshes import check_training
 from tests.blockgraph.command_line import run
 
@@ -58,3 +59,17 @@ def test_a_compiled_training_step_holds_exactly_our_collectives() -> None:
     assert {m["status"] for m in told["check"]["matches"]} == {"equal"}
     ours, theirs = told["figures"]["memory_per_device"], told["memory"]["argument_bytes"]
     assert sum(ours[k] for k in ("parameters", "optimiser", "inputs")) == pytest.approx(theirs, rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_tpu_scatters_the_sums_of_a_batch_of_one_row() -> None:
+    """And does not sum the whole on each chip, twice the bytes."""
+    model = api.load("gemma2-2b", {"layers": 2, "vocab": 4096})
+    made = api.compile(
+        model, "tpu:v5e:2x2", phase="forward", batch=1, length=1024, parallel="tensor+sequence", mesh="model=4",
+        check=True,
+    )  # fmt: skip
+    assert made.checked is not None
+    scattered = [m for m in made.checked.comparison.matches if m.expected and m.expected[0].kind == "reduce-scatter"]
+    large = [m.status for m in scattered if m.expected[0].bytes > 10**6]
+    assert large and set(large) <= {"equal", "normalised"}
