@@ -179,7 +179,10 @@ def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_while_compiling_leaves_nothing(tiny: Path, tmp_path: Path, number: int, code: int) -> None:
     """From the keyboard, or from a scheduler."""
     command = [sys.executable, "-m", "blockgraph", "compile", str(tiny), "--out", str(tmp_path / "out")]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
     deadline = time.monotonic() + 30
     while not [*tmp_path.glob("out/.*/compiler.log")] and time.monotonic() < deadline:
         time.sleep(0.02)
